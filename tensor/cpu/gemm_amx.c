@@ -5,14 +5,9 @@
  * two tiles of a panel; tiles 0-3 accumulate, 4-5 hold rows of x, 6-7 the weights.  Fewer rows than
  * 16 are a matter of the tile configuration, which changes only when the number of rows does.
  *
- * PL_AMX_EMULATION makes the same file run on any CPU (tests/tensor/test_gemm_amx.c). */
-#include "tensor/cpu/gemm_blocked.h"
-
-#ifdef PL_AMX_EMULATION
-#include "tests/tensor/amx_emulation.h"
-#else
+ * tests/tensor/test_gemm_amx.c runs this file on any CPU, over tiles in software. */
 #include "tensor/cpu/amx_tile.h"
-#endif
+#include "tensor/cpu/gemm_blocked.h"
 
 enum {
     TILE_ROWS = 16,

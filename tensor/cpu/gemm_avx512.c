@@ -32,7 +32,7 @@ static inline __attribute__((always_inline)) void block(
 #pragma GCC unroll 16
     for (int r = 0; r < rows; r++)
         e[r] = o[r] = _mm512_setzero_ps();
-#pragma GCC unroll 16
+#pragma GCC unroll 2 /* more gains nothing and costs compile time */
     for (int s = 0; s < 16; s++) {
         const unsigned char *at = x + 8 * s;
         __asm__("" : "+r"(at)); /* or gcc computes all addresses first, and spills them */

@@ -4,7 +4,8 @@
  *
  * This runs gemm_amx.c itself, compiled against amx_emulation.h: its index arithmetic, not the
  * hardware.  On a CPU with AMX test_gemm.c runs the real thing. */
-#define PL_AMX_EMULATION
+#include "tests/tensor/amx_emulation.h"
+
 #define gemm_amx gemm_amx_emulated
 #include "tensor/cpu/gemm_amx.c"
 #undef gemm_amx
