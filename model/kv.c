@@ -46,7 +46,7 @@ pl_status pl_kv_pool_new(pl_kv_pool **out, const pl_arch *arch, int n_pages, pl_
         &p->arena, (size_t)n_pages * p->page_elements * sizeof(uint16_t), "KV pool", err);
     if (st != PL_OK)
         goto fail;
-    p->data = (uint16_t *)(void *)p->arena.base;
+    p->data = pl_arena_alloc(&p->arena, (size_t)n_pages * p->page_elements * sizeof(uint16_t));
     *out = p;
     return PL_OK;
 

@@ -1,7 +1,7 @@
 /* model/train.h - forward and backward over packed sequences: log-probs out, gradients in.
  *
- * The forward is the pass of model.h (same kernels, same bits).  The vocabulary head, its log-softmax
- * and its gradient run in row chunks: a T x V matrix never exists. */
+ * The forward is the pass of model.h (same kernels, same bits).  The vocabulary head, its
+ * log-softmax and its gradient run in row chunks: a T x V matrix never exists. */
 #ifndef PL_MODEL_TRAIN_H
 #define PL_MODEL_TRAIN_H
 
@@ -18,8 +18,7 @@ typedef struct pl_train_seq {
 /* Called once for every response token of a micro-batch, from one thread, in order of sequence and
  * position, when its log-prob is known.  entropy is that of the distribution it was drawn from.
  * Returns d loss / d logprob of this token (0: no gradient). */
-typedef float (*pl_train_loss_fn)(
-    void *ctx, int i_seq, int i_token, float logprob, float entropy);
+typedef float (*pl_train_loss_fn)(void *ctx, int i_seq, int i_token, float logprob, float entropy);
 
 typedef struct pl_train_options {
     int max_tokens;   /* tokens of one micro-batch, each sequence padded to a multiple of 32 */
@@ -48,11 +47,13 @@ int pl_train_rows(int n_tokens);
  * there is none.
  *
  * What the bits of grads depend on: weights, the sequences and their order, the values that loss
- * returned, and what grads held.  Not on keep, threads, ISA, head_rows or budget; not on micro-batch
- * borders either, but for the embedding of a tied model, where each micro-batch adds first its part
- * as head, then its tokens in order.  Orders: a weight's gradient is the canonical dot over tokens,
- * each sequence padded to blocks of 32 with zeros, blocks that have no gradient left out; a norm's
- * is summed in each block, then over blocks; the inputs of all products are rounded to bf16.
+ * returned, and what grads held.  Not on keep, threads, ISA, head_rows or budget; not on
+ * micro-batch borders either, but for the embedding of a tied model, where each micro-batch adds
+ * first its part as head, then its tokens in order.  Orders: a weight's gradient is the canonical
+ * dot over tokens, each sequence padded to blocks of 32 with zeros, blocks that have no gradient
+ * left out; a norm's is summed in each block, then over blocks; the inputs of all products are
+ * rounded to bf16.
+ *
  * Errors: PL_E_INVAL (over budget; temperature not above 0), PL_E_NUMERIC (a log-prob or a returned
  * gradient is not finite; grads then hold a part). */
 pl_status pl_train_step(pl_train *t, const pl_train_seq *seqs, int n_seqs, pl_train_loss_fn loss,

@@ -64,23 +64,30 @@ static void load_column_pairs(word_block t, const float *src, size_t ld, int row
     }
 }
 
+/* Sixteen words of two rows; restrict lets this become two loads, a shift and an or. */
+static inline void pair_rows(
+    uint32_t *restrict t, const uint16_t *restrict even, const uint16_t *restrict odd)
+{
+    for (int j = 0; j < TILE; j++)
+        t[j] = pair_of(even[j], odd[j]);
+}
+
 static void load_column_pairs_bf16(word_block t, const uint16_t *src, size_t ld, int rows, int cols)
 {
     uint16_t line[2][TILE] = {{0}};
+    if (rows >= 2 * TILE && cols >= TILE) {
+        for (int i = 0; i < TILE; i++)
+            pair_rows(t[i], src + (size_t)(2 * i) * ld, src + (size_t)(2 * i + 1) * ld);
+        return;
+    }
     for (int i = 0; i < TILE; i++) {
-        const uint16_t *row[2];
         for (int h = 0; h < 2; h++) {
             const int n = 2 * i + h < rows ? min_int(cols, TILE) : 0;
-            row[h] = src + (size_t)(2 * i + h) * ld;
-            if (n < TILE) {
-                memset(line[h], 0, sizeof line[h]);
-                if (n > 0)
-                    memcpy(line[h], row[h], sizeof **line * (size_t)n);
-                row[h] = line[h];
-            }
+            memset(line[h], 0, sizeof line[h]);
+            if (n > 0)
+                memcpy(line[h], src + (size_t)(2 * i + h) * ld, sizeof **line * (size_t)n);
         }
-        for (int j = 0; j < TILE; j++)
-            t[i][j] = pair_of(row[0][j], row[1][j]);
+        pair_rows(t[i], line[0], line[1]);
     }
 }
 

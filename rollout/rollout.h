@@ -1,0 +1,79 @@
+/* rollout/rollout.h - the engine: continuous batching of prefill, decode and tree verification. */
+#ifndef PL_ROLLOUT_ROLLOUT_H
+#define PL_ROLLOUT_ROLLOUT_H
+
+#include "core/error.h"
+#include "core/log.h"
+#include "drafter/drafter.h"
+#include "ipc/schema.h"
+#include "model/model.h"
+#include "model/tokenizer.h"
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* How much is drafted.  Timing may decide it; what is emitted never depends on it. */
+typedef enum pl_controller_kind {
+    PL_CONTROLLER_OFF,
+    PL_CONTROLLER_FIXED,   /* the same tree every round */
+    PL_CONTROLLER_GOODPUT, /* rows by measured pass times and measured acceptance */
+} pl_controller_kind;
+
+typedef struct pl_engine_options {
+    int max_num_seqs; /* samples running at once, 1..1024 */
+    int max_rows;     /* rows of one pass (prefill chunks, decode and drafts together) */
+    int max_ctx;      /* prompt and response, tokens */
+    size_t kv_bytes;  /* of the KV pool; 0: enough for max_num_seqs full sequences, at most half of
+                         the free memory */
+    int speculative;  /* 0: plain decoding */
+    pl_controller_kind controller;
+    int fixed_rows;     /* FIXED: rows of a tree, the root included */
+    int max_spec_rows;  /* rows of one sample's tree at most, root included, <= PL_DRAFT_MAX */
+    int max_spec_depth; /* levels below the root */
+    pl_suffix_options suffix;
+} pl_engine_options;
+
+/* Counters since the last pl_engine_stats_reset. */
+typedef struct pl_engine_stats {
+    int64_t n_rounds, n_rows, n_prefill_rows;
+    int64_t n_emitted;      /* response tokens */
+    int64_t n_verify_steps; /* sum over samples of passes that emitted */
+    int64_t n_draft, n_accepted;
+    int64_t n_preempted; /* samples whose cache was dropped for want of pages, and prefilled anew */
+    double pass_s, draft_s, verify_s;
+} pl_engine_stats;
+
+typedef struct pl_engine pl_engine;
+
+/* tok may be NULL when no request has stop strings.  *borrows* model, tok and log. */
+pl_status pl_engine_new(pl_engine **out, pl_model *model, const pl_tokenizer *tok,
+    const pl_engine_options *o, const pl_log *log, pl_error *err);
+void pl_engine_free(pl_engine *e);
+void pl_engine_defaults(pl_engine_options *o);
+size_t pl_engine_plan(const pl_arch *arch, const pl_engine_options *o, int n_threads); /* bytes */
+
+/* Called after each round for each sample that got tokens: r->tokens[n_before .. n_tokens - 1] are
+ * new; r->finish is set when it is done, and r is freed when the call returns.  Copy what you keep.
+ * A non-zero return stops the engine (pl_engine_run returns PL_E_STOPPED). */
+typedef int (*pl_response_fn)(void *ctx, const pl_response *r, int n_before);
+
+/* Queue a sample.  Errors: PL_E_INVAL (sampling parameters out of range), PL_E_SHAPE (prompt and
+ * max_tokens do not fit max_ctx: says by how much), PL_E_NOMEM. */
+pl_status pl_engine_submit(pl_engine *e, const pl_request *r, pl_error *err);
+/* Rounds until every sample is done. */
+pl_status pl_engine_run(pl_engine *e, pl_response_fn on_tokens, void *ctx, pl_error *err);
+/* One round; *n_left samples are not done. */
+pl_status pl_engine_round(
+    pl_engine *e, pl_response_fn on_tokens, void *ctx, int *n_left, pl_error *err);
+/* Drop every queued and running sample. */
+void pl_engine_clear(pl_engine *e);
+
+/* The weights changed: cached keys are void (no sample may be running), the suffix counts age. */
+pl_status pl_engine_new_version(pl_engine *e, uint32_t version, pl_error *err);
+/* Turn drafting on or off between samples. */
+void pl_engine_set_speculative(pl_engine *e, int on);
+
+void pl_engine_get_stats(const pl_engine *e, pl_engine_stats *s);
+void pl_engine_reset_stats(pl_engine *e);
+
+#endif

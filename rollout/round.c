@@ -1,0 +1,439 @@
+/* rollout/round.c - one round of all running samples: the main data path.
+ *
+ * pl_engine_round is the place to start reading.  What a round emits is a function of weights,
+ * prompts and keys alone; who runs, how many rows are drafted and how the pass is cut only decide
+ * when. */
+#include "rollout/internal.h"
+
+#include <assert.h>
+#include <stdatomic.h>
+#include <string.h>
+#include <time.h>
+
+static double seconds(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* ---- work spread over the team, one sample at a time ---- */
+
+typedef void (*job_fn)(pl_engine *e, work *w, int i_thread);
+
+typedef struct job_list {
+    pl_engine *e;
+    job_fn fn;
+    int n;
+    atomic_int next;
+} job_list;
+
+static void run_jobs_on_thread(void *ctx, int i_thread, int n_threads)
+{
+    job_list *list = ctx;
+    (void)n_threads;
+    for (;;) {
+        const int i = atomic_fetch_add(&list->next, 1);
+        if (i >= list->n)
+            return;
+        list->fn(list->e, list->e->jobs[i], i_thread);
+    }
+}
+
+static void run_jobs(pl_engine *e, int n, job_fn fn)
+{
+    job_list list = {.e = e, .fn = fn, .n = n};
+    if (n == 1)
+        fn(e, e->jobs[0], 0);
+    else if (n > 1)
+        pl_team_run(pl_model_team(e->model), run_jobs_on_thread, &list);
+}
+
+/* ---- verification ---- */
+
+/* How the next token of a sample is drawn. */
+static pl_draw draw_of(const sequence *s)
+{
+    return (pl_draw){.temperature = s->r.temperature,
+        .top_k = s->r.top_k,
+        .top_p = s->r.top_p,
+        .min_p = s->r.min_p,
+        .key = s->r.noise_key,
+        .uid = s->r.uid,
+        .position = (uint32_t)(s->r.n_prompt + s->n),
+        .purpose = s->r.purpose};
+}
+
+typedef struct logits_source {
+    const pl_engine *e;
+    const work *w;
+} logits_source;
+
+static const float *logits_of_row(void *ctx, int i_row)
+{
+    const logits_source *l = ctx;
+    return l->w->logits ? l->w->logits : pl_pass_logits(l->e->pass, l->w->i_seg, i_row);
+}
+
+/* Draw, append, and commit the rows of the accepted path. */
+static void verify_job(pl_engine *e, work *w, int i_thread)
+{
+    sequence *s = w->s;
+    const pl_draw draw = draw_of(s);
+    const int n_vocab = e->arch->n_vocab;
+    logits_source source = {e, w};
+    float *scratch = e->scratch + (size_t)i_thread * (size_t)pl_pad32(n_vocab);
+    w->n_kept = 0;
+    w->status = pl_verify(&w->draft, n_vocab, &draw, pl_model_ops(e->model), logits_of_row, &source,
+        scratch, &w->verdict, &w->err);
+    if (w->status != PL_OK)
+        return;
+    w->n_kept = sequence_accept(e, s, &w->verdict);
+    if (s->finish == PL_FINISH_NONE && w->draft.n > 1)
+        pl_pass_commit(e->pass, e->pool, w->i_seg, w->verdict.row, w->verdict.n);
+}
+
+/* Decide n jobs; what siblings and the controller learn from them is written one after the other.
+ */
+static pl_status verify(pl_engine *e, int n, pl_error *err)
+{
+    run_jobs(e, n, verify_job);
+    for (int i = 0; i < n; i++) {
+        work *w = e->jobs[i];
+        sequence *s = w->s;
+        if (w->status != PL_OK) {
+            if (err)
+                *err = w->err;
+            return w->status;
+        }
+        s->n_verify++;
+        s->n_draft += w->draft.n - 1;
+        e->stats.n_verify_steps++;
+        e->stats.n_emitted += w->n_kept;
+        e->stats.n_draft += w->draft.n - 1;
+        for (int k = 0; k < w->n_kept; k++)
+            e->stats.n_accepted += w->verdict.source[k] != PL_SOURCE_TARGET;
+        /* Short memory costs knowledge, not text: the cursor goes on without recording. */
+        if (s->cursor)
+            (void)pl_suffix_append(s->cursor, s->tokens + s->n - w->n_kept, w->n_kept, NULL);
+    }
+    return PL_OK;
+}
+
+/* The prompt's last row gave logits that all samples of the group draw from, each with its noise.
+ */
+static pl_status draw_first_tokens(pl_engine *e, pl_error *err)
+{
+    int n = 0;
+    const double t = seconds();
+    for (int i = 0; i < e->n_running; i++) {
+        sequence *s = e->running[i];
+        if (!s->is_forked || s->n > 0)
+            continue;
+        work *w = &e->work[n];
+        w->s = s;
+        w->i_seg = -1;
+        w->logits = s->group->logits;
+        pl_draft_begin(&w->draft, 0);
+        w->item.proposal.n = 1;
+        e->jobs[n++] = w;
+    }
+    const pl_status st = verify(e, n, err);
+    e->stats.verify_s += seconds() - t;
+    return st;
+}
+
+/* ---- planning the pass ---- */
+
+typedef struct plan {
+    int n_segs;
+    int rows_left;
+    int n_decode_left; /* samples further down that want a row each */
+    int n_rows, n_prefill;
+} plan;
+
+/* Tokens that must be in the cache before the sample decodes. */
+static int n_known(const sequence *s)
+{
+    return s->r.n_prompt + s->n - 1;
+}
+
+static int is_decoding(const sequence *s)
+{
+    return s->is_forked && s->n > 0 && s->kv.n_tokens == n_known(s);
+}
+
+static void add_segment(pl_engine *e, plan *p, sequence *s, pl_segment seg, int is_prefill)
+{
+    work *w = &e->work[p->n_segs];
+    w->s = s;
+    w->i_seg = p->n_segs;
+    w->is_prefill = is_prefill;
+    w->logits = NULL;
+    w->item.proposal.n = 1;
+    e->segs[p->n_segs++] = seg;
+    p->rows_left -= seg.n_rows;
+    p->n_rows += seg.n_rows;
+    p->n_prefill += is_prefill ? seg.n_rows : 0;
+}
+
+/* A chunk of the prompt (once a group) or, after a preemption, of the response. */
+static int plan_prefill(pl_engine *e, plan *p, sequence *s)
+{
+    group *g = s->group;
+    const int is_prompt = !s->is_forked;
+    pl_kv_seq *kv = is_prompt ? &g->kv : &s->kv;
+    const int n_todo = (is_prompt ? g->n_prompt : n_known(s)) - kv->n_tokens;
+    int n = p->rows_left - p->n_decode_left;
+    n = n < 1 ? 1 : n;
+    n = n < n_todo ? n : n_todo;
+    if (is_prompt && g->planned == e->round)
+        return 1;
+    if (!engine_reserve(e, s, kv, n))
+        return 0;
+    const pl_segment seg = {.kv = kv,
+        .tokens = is_prompt ? g->prompt + kv->n_tokens : s->tokens + (kv->n_tokens - s->r.n_prompt),
+        .n_rows = n,
+        .n_logits = is_prompt && n == n_todo};
+    if (is_prompt)
+        g->planned = e->round;
+    add_segment(e, p, s, seg, 1);
+    return 1;
+}
+
+static int plan_decode(pl_engine *e, plan *p, sequence *s)
+{
+    if (!engine_reserve(e, s, &s->kv, 1))
+        return 0;
+    work *w = &e->work[p->n_segs];
+    pl_draft_begin(&w->draft, s->tokens[s->n - 1]);
+    const pl_segment seg = {.kv = &s->kv, .tokens = w->draft.token, .n_rows = 1, .n_logits = 1};
+    add_segment(e, p, s, seg, 0);
+    return 1;
+}
+
+/* From the oldest on, so that pages are only ever taken from samples that are not planned yet. */
+static plan plan_rows(pl_engine *e)
+{
+    plan p = {.rows_left = e->o.max_rows};
+    for (int i = 0; i < e->n_running; i++)
+        p.n_decode_left += e->running[i]->finish == PL_FINISH_NONE && is_decoding(e->running[i]);
+    for (int i = 0; i < e->n_running && p.rows_left > 0;) {
+        sequence *s = e->running[i];
+        int is_still_here = 1;
+        if (s->finish == PL_FINISH_NONE && is_decoding(s)) {
+            p.n_decode_left--;
+            is_still_here = plan_decode(e, &p, s);
+        } else if (s->finish == PL_FINISH_NONE) {
+            is_still_here = plan_prefill(e, &p, s);
+        }
+        i += is_still_here;
+    }
+    return p;
+}
+
+/* ---- drafting ---- */
+
+static void propose_job(pl_engine *e, work *w, int i_thread)
+{
+    sequence *s = w->s;
+    const pl_draw draw = draw_of(s);
+    const int room = s->r.max_tokens - s->n - 1; /* tokens beyond the one that comes anyway */
+    const int depth = room < e->o.max_spec_depth ? room : e->o.max_spec_depth;
+    const int max_rows = w->item.n_keep;
+    (void)i_thread;
+    pl_draft_begin(&w->item.proposal, s->tokens[s->n - 1]);
+    w->item.expected[0] = 1;
+    if (depth > 0)
+        e->propose(s, &draw, max_rows, depth, &w->item.proposal, w->item.expected);
+}
+
+/* The rows that were chosen, as the tree to verify.  0 when pages are short: decode plainly then.
+ */
+static int take_chosen(pl_engine *e, work *w)
+{
+    const pl_draft *all = &w->item.proposal;
+    pl_draft *d = &w->draft;
+    int16_t at[PL_DRAFT_MAX] = {0};
+    int depth = 0;
+    for (int i = 1; i < all->n; i++) {
+        if (!w->item.keep[i])
+            continue;
+        assert(w->item.keep[all->parent[i]]);
+        at[i] = (int16_t)pl_draft_add(
+            d, at[all->parent[i]], all->token[i], (pl_draft_source)all->source[i], PL_DRAFT_MAX);
+        depth = all->depth[i] > depth ? all->depth[i] : depth;
+    }
+    if (d->n == 1)
+        return 1;
+    if (pl_kv_reserve(e->pool, &w->s->kv, depth + 1, NULL) == PL_OK)
+        return 1;
+    d->n = 1;
+    return 0;
+}
+
+static void draft(pl_engine *e, plan *p)
+{
+    int n = 0, n_proposed = 0;
+    for (int i = 0; i < p->n_segs; i++)
+        if (!e->work[i].is_prefill && e->work[i].s->cursor)
+            e->jobs[n++] = &e->work[i];
+    if (!e->is_speculative || n == 0)
+        return;
+    const int n_offer = controller_offer(&e->controller, n, p->rows_left);
+    if (n_offer < 1)
+        return;
+    for (int i = 0; i < n; i++) {
+        e->jobs[i]->item.n_keep = n_offer + 1;
+        e->items[i] = &e->jobs[i]->item;
+    }
+    const double t = seconds();
+    run_jobs(e, n, propose_job);
+    const double draft_s = seconds() - t;
+    for (int i = 0; i < n; i++)
+        n_proposed += e->items[i]->proposal.n - 1;
+    controller_observe_draft(&e->controller, n_proposed, draft_s);
+    controller_choose(&e->controller, e->items, n, p->n_rows - n, p->rows_left);
+
+    for (int i = 0; i < n; i++) {
+        work *w = e->jobs[i];
+        pl_segment *seg = &e->segs[w->i_seg];
+        if (!take_chosen(e, w) || w->draft.n == 1)
+            continue;
+        seg->tokens = w->draft.token;
+        seg->parent = w->draft.parent;
+        seg->n_rows = seg->n_logits = w->draft.n;
+        p->n_rows += w->draft.n - 1;
+        p->rows_left -= w->draft.n - 1;
+    }
+    assert(p->rows_left >= 0);
+    e->stats.draft_s += seconds() - t;
+}
+
+/* ---- after the pass ---- */
+
+/* Prompts that are complete now: keep the logits of their last row. */
+static void settle_prompts(pl_engine *e, const plan *p)
+{
+    for (int i = 0; i < p->n_segs; i++) {
+        const work *w = &e->work[i];
+        group *g = w->s->group;
+        if (!w->is_prefill || e->segs[i].n_logits == 0)
+            continue;
+        memcpy(g->logits, pl_pass_logits(e->pass, i, e->segs[i].n_rows - 1),
+            (size_t)e->arch->n_vocab * sizeof *g->logits);
+        g->is_ready = 1;
+    }
+}
+
+static pl_status run_pass(pl_engine *e, plan *p, pl_error *err)
+{
+    int n = 0, n_emitted = 0;
+    const double begin = seconds();
+    pl_status st = pl_pass_run(e->pass, e->pool, e->segs, p->n_segs, err);
+    if (st != PL_OK)
+        return st;
+    const double passed = seconds();
+    settle_prompts(e, p);
+    for (int i = 0; i < p->n_segs; i++)
+        if (!e->work[i].is_prefill)
+            e->jobs[n++] = &e->work[i];
+    st = verify(e, n, err);
+    if (st != PL_OK)
+        return st;
+    const double verified = seconds();
+    for (int i = 0; i < n; i++) {
+        const work *w = e->jobs[i];
+        n_emitted += w->n_kept;
+        if (w->item.proposal.n > 1)
+            controller_observe_item(&e->controller, &w->item, w->verdict.token, w->n_kept);
+    }
+    controller_observe_pass(
+        &e->controller, p->n_rows, p->n_prefill == 0, passed - begin, n_emitted, verified - passed);
+    e->stats.n_rows += p->n_rows;
+    e->stats.n_prefill_rows += p->n_prefill;
+    e->stats.pass_s += passed - begin;
+    e->stats.verify_s += verified - passed;
+    return PL_OK;
+}
+
+/* Hand new tokens over and let go of what is done.  0: the callback wants to stop. */
+static int report(pl_engine *e, pl_response_fn on_tokens, void *ctx)
+{
+    int n = 0, i = 0, is_stopped = 0;
+    for (; i < e->n_running && !is_stopped; i++) {
+        sequence *s = e->running[i];
+        if (s->n > s->n_reported) {
+            const pl_response r = {.uid = s->r.uid,
+                .group = s->r.group,
+                .n_prompt = s->r.n_prompt,
+                .prompt = s->r.prompt,
+                .n_tokens = s->n,
+                .tokens = s->tokens,
+                .logprobs = s->logprobs,
+                .token_source = s->source,
+                .finish = s->finish,
+                .policy_version = e->version,
+                .spec_num_draft_tokens = s->n_draft,
+                .spec_num_accepted_tokens = s->n_accepted,
+                .spec_num_verify_steps = s->n_verify,
+                .temperature = s->r.temperature};
+            const int n_before = s->n_reported;
+            s->n_reported = s->n;
+            is_stopped = on_tokens && on_tokens(ctx, &r, n_before) != 0;
+        }
+        if (s->finish == PL_FINISH_NONE) {
+            e->running[n++] = s;
+            continue;
+        }
+        s->group->n_running--;
+        sequence_free(e, s);
+    }
+    for (; i < e->n_running; i++)
+        e->running[n++] = e->running[i];
+    e->n_running = n;
+    return !is_stopped;
+}
+
+pl_status pl_engine_round(
+    pl_engine *e, pl_response_fn on_tokens, void *ctx, int *n_left, pl_error *err)
+{
+    e->round++;
+
+    /* 1. Who runs; prompts that are in the cache give each sample its first token. */
+    pl_status st = engine_admit(e, err);
+    if (st != PL_OK)
+        return st;
+    engine_fork_ready(e);
+    st = draw_first_tokens(e, err);
+    if (st != PL_OK)
+        return st;
+
+    /* 2. One row for each that decodes, chunks of what must be prefilled. */
+    plan p = plan_rows(e);
+
+    /* 3. What is left of the pass goes to drafts, as far as they pay. */
+    draft(e, &p);
+
+    /* 4. One pass scores all rows; each sample keeps what the target draws. */
+    if (p.n_segs > 0) {
+        st = run_pass(e, &p, err);
+        if (st != PL_OK)
+            return st;
+    }
+    e->stats.n_rounds++;
+
+    /* 5. Report, and let go of what is done. */
+    const int goes_on = report(e, on_tokens, ctx);
+    *n_left = e->n_running + e->n_queued;
+    return goes_on ? PL_OK : pl_fail(err, PL_E_STOPPED, "rollout stopped by its caller");
+}
+
+pl_status pl_engine_run(pl_engine *e, pl_response_fn on_tokens, void *ctx, pl_error *err)
+{
+    pl_status st = PL_OK;
+    int n_left = e->n_running + e->n_queued;
+    while (n_left > 0 && st == PL_OK)
+        st = pl_engine_round(e, on_tokens, ctx, &n_left, err);
+    return st;
+}

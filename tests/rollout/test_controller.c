@@ -1,0 +1,164 @@
+/* Claims tested: the chosen rows are closed under parents and within the rows that are left; steep
+ * pass times turn drafting off and flat ones take all (DRAFTING G3); the best prefix is the optimum
+ * over all closed sets (G2); predicted times are monotone; acceptance is learnt from labels. */
+#include "core/rng.h"
+#include "rollout/controller.h"
+
+#include <criterion/criterion.h>
+#include <stdlib.h>
+#include <string.h>
+
+static controller make(pl_controller_kind kind)
+{
+    controller c;
+    pl_engine_options o;
+    pl_engine_defaults(&o);
+    o.controller = kind;
+    o.max_spec_rows = 32;
+    cr_assert_eq(controller_init(&c, &o, NULL), PL_OK);
+    return c;
+}
+
+/* A random tree with estimates that fall along paths. */
+static void make_item(controller_item *it, int n, uint32_t seed)
+{
+    memset(it, 0, sizeof *it);
+    pl_draft_begin(&it->proposal, 0);
+    it->expected[0] = 1;
+    for (int i = 1; i < n; i++) {
+        const uint32_t r = pl_noise_word(3, seed, 0, 0, (uint32_t)i);
+        const int parent = (int)(r % (uint32_t)i);
+        pl_draft_add(&it->proposal, parent, i, PL_SOURCE_SUFFIX, 64);
+        it->expected[i] = it->expected[parent] * (float)(1 + (r >> 8) % 90) / 100.0f;
+    }
+}
+
+static void teach(controller *c, double per_row)
+{
+    for (int round = 0; round < 5; round++)
+        for (int rows = 1; rows <= c->max_rows; rows++)
+            controller_observe_pass(c, rows, 1, 0.01 + per_row * rows, rows, 0);
+}
+
+static int choose(controller *c, controller_item *items, int n, int rows_left)
+{
+    controller_item *list[8];
+    int kept = 0;
+    for (int i = 0; i < n; i++)
+        list[i] = &items[i];
+    controller_choose(c, list, n, 0, rows_left);
+    for (int i = 0; i < n; i++) {
+        int here = 0;
+        for (int r = 0; r < items[i].proposal.n; r++) {
+            here += items[i].keep[r];
+            cr_assert(!items[i].keep[r] || r == 0 || items[i].keep[items[i].proposal.parent[r]],
+                "row %d without its parent", r);
+        }
+        cr_assert_eq(here, items[i].n_keep);
+        kept += here - 1;
+    }
+    cr_assert_leq(kept, rows_left);
+    return kept;
+}
+
+Test(controller, steep_times_turn_drafting_off_and_flat_times_take_all)
+{
+    controller_item items[2];
+    controller steep = make(PL_CONTROLLER_GOODPUT), flat = make(PL_CONTROLLER_GOODPUT);
+    for (int i = 0; i < 2; i++) {
+        make_item(&items[i], 4, (uint32_t)i);
+        for (int r = 1; r < 4; r++) /* sure enough to stay above the floor */
+            items[i].expected[r] = items[i].expected[items[i].proposal.parent[r]] * 0.7f;
+    }
+    teach(&steep, 0.1);
+    teach(&flat, 0);
+    cr_expect_eq(choose(&steep, items, 2, 100), 0);
+    cr_expect_gt(steep.skip + steep.backoff, 0, "proposing rests");
+    cr_expect_eq(choose(&flat, items, 2, 100), 6);
+    cr_expect_eq(choose(&flat, items, 2, 4), 4);
+    controller_done(&steep);
+    controller_done(&flat);
+}
+
+static double goodput(const controller *c, const controller_item *it, unsigned set)
+{
+    double tokens = 1;
+    int rows = 1;
+    for (int r = 1; r < it->proposal.n; r++)
+        if (set >> r & 1) {
+            const int parent = it->proposal.parent[r];
+            if (parent > 0 && !(set >> parent & 1))
+                return -1;
+            tokens += (double)it->value[r];
+            rows++;
+        }
+    return tokens / controller_cost(c, rows);
+}
+
+Test(controller, the_best_prefix_is_the_best_of_all_closed_sets)
+{
+    for (uint32_t seed = 0; seed < 40; seed++) {
+        controller c = make(PL_CONTROLLER_GOODPUT);
+        controller_item it;
+        make_item(&it, 11, seed);
+        for (int rows = 1; rows <= 32; rows++) { /* a staircase */
+            const double step = (double)(1 + seed % 5) * 0.002;
+            controller_observe_pass(&c, rows, 1, 0.01 + step * ((rows + 3) / 4), 0, 0);
+        }
+        choose(&c, &it, 1, 100);
+        unsigned chosen = 0;
+        double best = 0;
+        for (int r = 1; r < it.proposal.n; r++)
+            chosen |= (unsigned)it.keep[r] << r;
+        for (unsigned set = 0; set < 1u << 11; set += 2) {
+            const double g = goodput(&c, &it, set);
+            best = g > best ? g : best;
+        }
+        /* Rows under the floor and gains under the margin are left alone. */
+        cr_expect_geq(goodput(&c, &it, chosen), best * 0.97, "seed %u", seed);
+        controller_done(&c);
+    }
+}
+
+Test(controller, predicted_times_are_monotone_whatever_was_measured)
+{
+    controller c = make(PL_CONTROLLER_GOODPUT);
+    for (uint32_t i = 0; i < 500; i++) {
+        const uint32_t r = pl_noise_word(5, 0, 0, 0, i);
+        controller_observe_pass(&c, 1 + (int)(r % 200), 1, 1e-3 * (1 + (r >> 8) % 50), 1, 1e-4);
+        for (int rows = 1; rows < c.max_rows; rows++)
+            cr_assert_leq(controller_cost(&c, rows), controller_cost(&c, rows + 1) * 1.0001);
+    }
+    controller_done(&c);
+}
+
+Test(controller, useless_proposals_lose_their_value)
+{
+    controller c = make(PL_CONTROLLER_GOODPUT);
+    controller_item it;
+    const int32_t drawn[1] = {1000};
+    teach(&c, 0.002);
+    make_item(&it, 2, 0);
+    it.expected[1] = 0.9f;
+    cr_expect_eq(choose(&c, &it, 1, 8), 1);
+    for (int i = 0; i < 400; i++)
+        controller_observe_item(&c, &it, drawn, 1);
+    cr_expect_eq(choose(&c, &it, 1, 8), 0);
+    cr_expect_lt(it.value[1], 0.05f);
+    controller_done(&c);
+}
+
+Test(controller, fixed_takes_the_first_rows_and_off_takes_none)
+{
+    controller fixed = make(PL_CONTROLLER_FIXED), off = make(PL_CONTROLLER_OFF);
+    controller_item items[2];
+    make_item(&items[0], 20, 1);
+    make_item(&items[1], 3, 2);
+    cr_expect_eq(controller_offer(&fixed, 2, 100), fixed.fixed_rows - 1);
+    cr_expect_eq(controller_offer(&off, 2, 100), 0);
+    cr_expect_eq(choose(&fixed, items, 2, 100), fixed.fixed_rows - 1 + 2);
+    cr_expect_eq(choose(&fixed, items, 2, 3), 3);
+    cr_expect_eq(choose(&off, items, 2, 100), 0);
+    controller_done(&fixed);
+    controller_done(&off);
+}

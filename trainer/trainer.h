@@ -1,0 +1,182 @@
+/* trainer/trainer.h - GRPO: prompts in, rewards, advantages, loss, optimizer, checkpoints. */
+#ifndef PL_TRAINER_TRAINER_H
+#define PL_TRAINER_TRAINER_H
+
+#include "core/config.h"
+#include "core/error.h"
+#include "core/log.h"
+#include "ipc/schema.h"
+#include "model/model.h"
+#include "model/tokenizer.h"
+#include "model/train.h"
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* ---- options: the tables in trainer/options.c are the truth ---- */
+
+typedef struct pl_data_options {
+    char train_files[PL_CONFIG_STR], val_files[PL_CONFIG_STR];
+    int64_t train_batch_size;    /* prompts a step */
+    int64_t max_prompt_length;   /* tokens */
+    int64_t max_response_length; /* tokens */
+    int shuffle;
+    int64_t seed;
+} pl_data_options;
+extern const pl_config_key pl_data_keys[]; /* section "data" */
+
+typedef struct pl_actor_options { /* actor_rollout_ref.actor.*, algorithm.* */
+    double lr, weight_decay, beta1, beta2, eps, grad_clip;
+    int64_t lr_warmup_steps;
+    char lr_scheduler_type[PL_CONFIG_STR]; /* constant | cosine */
+    double min_lr_ratio;                   /* cosine ends at lr * this */
+    int64_t ppo_mini_batch_size;           /* prompts of one optimizer step; 0: all of the step */
+    int64_t ppo_epochs;
+    int64_t ppo_max_token_len; /* packed tokens of one micro-batch */
+    double clip_ratio_low, clip_ratio_high;
+    char loss_agg_mode[PL_CONFIG_STR]; /* token-mean | seq-mean-token-mean */
+    int use_kl_loss;
+    double kl_loss_coef;               /* to the frozen initial policy */
+    char kl_loss_type[PL_CONFIG_STR];  /* low_var_kl: the k3 estimate */
+    char adv_estimator[PL_CONFIG_STR]; /* grpo */
+    int norm_adv_by_std_in_grpo;
+    char activations[PL_CONFIG_STR]; /* auto | keep | recompute */
+} pl_actor_options;
+extern const pl_config_key pl_actor_keys[];
+
+/* ---- dataset ---- */
+
+typedef struct pl_prompt {
+    char *data_source, *ground_truth, *extra_info; /* JSON text of extra_info, or NULL */
+    int n_messages;
+    pl_message *messages;
+    char *messages_json; /* compact JSON of the messages, for the record */
+    int n_ids;
+    int32_t *ids; /* rendered by the chat template */
+    int line;     /* in the file, from 1 */
+    uint64_t key; /* XXH3 of ids */
+} pl_prompt;
+
+typedef struct pl_dataset {
+    int n;
+    pl_prompt *prompts;
+} pl_dataset;
+
+/* Read JSONL with the record of NAMES 5.4; a prompt may also be a plain string (one user message).
+ * Errors: PL_E_FORMAT "file:line: ..." (empty line, broken JSON, missing field), PL_E_CONFIG for an
+ * unknown data_source, PL_E_SHAPE for a prompt over max_prompt tokens (0: no limit). */
+pl_status pl_dataset_open(
+    pl_dataset **out, const char *path, const pl_tokenizer *tok, int max_prompt, pl_error *err);
+pl_status pl_dataset_parse(pl_dataset **out, const char *text, size_t n_bytes, const char *name,
+    const pl_tokenizer *tok, int max_prompt, pl_error *err); /* tok NULL: ids stay empty */
+void pl_dataset_free(pl_dataset *d);
+/* Index of the prompt that stands at ordinal i of the run: epoch i / n, shuffled anew each epoch by
+ * keyed noise (purpose 4).  A pure function. */
+int pl_dataset_order(const pl_dataset *d, int64_t i, int shuffle, int64_t seed);
+
+/* ---- rewards: pure functions, bounded in work ---- */
+
+/* Score by data_source: "exact", "last_number", "boxed", "gsm8k" (####), "answer_tag"; 1 or 0.
+ * Errors: PL_E_CONFIG naming an unknown data_source and the known ones. */
+pl_status pl_reward_score(const char *data_source, const char *solution, size_t n_solution,
+    const char *ground_truth, float *score, pl_error *err);
+/* PL_OK when the verifier exists. */
+pl_status pl_reward_check(const char *data_source, pl_error *err);
+
+/* ---- the step ---- */
+
+/* Group-relative advantages (Shao et al. 2024, arXiv 2402.03300): reward minus the group's mean, in
+ * k order, divided by (std + 1e-6) when by_std; std is that of a sample (n - 1), as in verl.  A
+ * group of equal rewards, or of one, gets zeros.  rewards, out [n]. */
+void pl_grpo_advantages(const float *rewards, int n, int by_std, float *out);
+
+typedef struct pl_trainer pl_trainer;
+
+/* One sample with what the trainer adds to it. */
+typedef struct pl_sample {
+    const pl_response *response; /* borrowed */
+    const pl_prompt *prompt;     /* borrowed */
+    float reward, advantage;
+    char *text; /* decoded, special tokens skipped; owned by the caller */
+    size_t n_text;
+} pl_sample;
+
+typedef struct pl_step_stats { /* names: NAMES 5.3 */
+    double pg_loss, kl_loss, pg_clipfrac, ppo_kl, entropy, grad_norm, lr;
+    double ratio_max_abs_dev;   /* max |ratio - 1| before the first update: 0 by law 1 */
+    int64_t logprob_mismatches; /* tokens whose bits differ from the rollout's: 0 by law 1 */
+    int64_t n_tokens;           /* trained response tokens, zero-variance groups included */
+    int n_groups, n_zero_std_groups;
+    int n_micro_batches;
+    double update_s;
+} pl_step_stats;
+
+/* A zeroed flat fp32 array for the param table, for pl_model_load to fill.  Pair: pl_masters_free.
+ */
+pl_status pl_masters_new(float **out, const pl_param_table *params, pl_error *err);
+void pl_masters_free(float *masters);
+
+/* Masters and moments in fp32; *borrows* the model (made with_backward), which is packed anew after
+ * every update.  masters (of pl_masters_new, or malloc) are *taken*, also on failure.  The
+ * reference of use_kl_loss is made from them here, so a resumed run makes its trainer from the
+ * initial model too and then calls pl_checkpoint_load.  o->activations: the caller resolves "auto"
+ * by pl_trainer_plan_get; left as it is, it means recompute.  max_len: longest sequence.
+ * total_steps: of the run, for the cosine. Errors: PL_E_CONFIG (a sequence does not fit
+ * ppo_max_token_len), PL_E_NOMEM. */
+pl_status pl_trainer_new(pl_trainer **out, pl_model *model, float *masters,
+    const pl_actor_options *o, int max_len, int64_t total_steps, const pl_log *log, pl_error *err);
+void pl_trainer_free(pl_trainer *t);
+/* Bytes by part, for the plan that is printed before it is taken.  memory_limit: what they may take
+ * together before "auto" gives up keeping activations; 0: no limit. */
+typedef struct pl_trainer_plan {
+    size_t masters, moments, gradients, activations, reference;
+    int keep; /* activations are kept (1) or recomputed (0) */
+} pl_trainer_plan;
+void pl_trainer_plan_get(const pl_arch *a, const pl_actor_options *o, int max_len, int n_threads,
+    size_t memory_limit, pl_trainer_plan *out);
+float *pl_trainer_masters(pl_trainer *t);
+
+/* Advantages, loss, gradients, update; step counts from 1.  samples: group by group in k order, n
+ * samples a group (so in uid order); their advantage is set.  progress (may be NULL) is called
+ * after each micro-batch with the done share. should_stop (may be NULL) is asked before the first
+ * update only: then PL_E_STOPPED, nothing changed. Errors: PL_E_NUMERIC when law 1 is broken (names
+ * uid and position) or a gradient is not finite. */
+typedef void (*pl_progress_fn)(void *ctx, double done);
+typedef int (*pl_stop_fn)(void *ctx);
+pl_status pl_trainer_step(pl_trainer *t, int64_t step, pl_sample *samples, int n_groups, int n,
+    pl_progress_fn progress, pl_stop_fn should_stop, void *ctx, pl_step_stats *stats,
+    pl_error *err);
+
+/* ---- checkpoints (DESIGN 6): written beside, committed by rename, complete or absent ---- */
+
+typedef struct pl_run_state {
+    int64_t step;       /* steps done */
+    int64_t next_group; /* ordinal of the next prompt group */
+    uint32_t policy_version;
+    uint64_t config_hash; /* of the keys that decide the bits */
+    double val_before;    /* held-out reward before the first step; NaN: not measured */
+    double elapsed_s;
+} pl_run_state;
+
+/* Write RUN/checkpoints/global_step_N/{policy/,optimizer.safetensors,state.json}, move RUN/latest
+ * (text "global_step_N") and checkpoints/latest_checkpointed_iteration.txt, keep the newest
+ * max_keep (0: all).  Errors: PL_E_IO (disk full: the older checkpoints stay whole, nothing is left
+ * behind). */
+pl_status pl_checkpoint_save(const char *run_dir, const pl_trainer *t, const pl_tokenizer *tok,
+    const pl_run_state *s, int max_keep, pl_error *err);
+/* Find the newest whole checkpoint (every file has the size and the hash that state.json tells).
+ * PL_E_NOENT when there is none; PL_E_FORMAT when there are some and none is whole.  On PL_OK
+ * err->msg is empty, or tells which newer ones were damaged and passed over: log it. */
+pl_status pl_checkpoint_find(const char *run_dir, char *dir, size_t dir_size, pl_error *err);
+/* Read masters and moments back, bit for bit, and pack the model.  Errors: PL_E_FORMAT (damaged, or
+ * of another numeric class), PL_E_SHAPE (another architecture); the trainer must not be used then.
+ */
+pl_status pl_checkpoint_load(const char *dir, pl_trainer *t, pl_run_state *s, pl_error *err);
+
+/* ---- records (NAMES 5.7) ---- */
+
+/* RUN/rollouts/step_%06d.jsonl.zst, one sample a line in uid order; written whole or not at all. */
+pl_status pl_rollouts_write(const char *run_dir, int64_t step, const pl_sample *samples, int n,
+    uint32_t policy_version, pl_error *err);
+
+#endif
