@@ -18,7 +18,7 @@ enum {
     PRIOR_PASSES = 20, /* of a bucket, that the line is worth */
 };
 static const double GUESS_SLOPE = 1.0 / 64; /* of the time of one row, for each more */
-static const double MIN_GAIN = 1.02;        /* what speculation must promise */
+static const double MIN_GAIN = 1.05;        /* what speculation must promise */
 static const float MIN_VALUE = 0.02f;
 
 /* Rows 1..8 exactly, then 8 buckets an octave. */

@@ -1,0 +1,43 @@
+# make demo: everything on a fresh machine, to a short RL run.  make test: everything that must hold.
+# Thin: the build is CMake's, the packages are listed in tools/install_packages.sh.
+BUILD ?= build
+JOBS ?= $(shell nproc)
+MODEL ?= models/SmolLM2-135M-Instruct.Q4_1.gguf
+DEMO_ARGS ?=
+
+.PHONY: all demo test soak bench fuzz sanitize packages test-packages clean
+
+all: packages
+	@cmake -S . -B $(BUILD) -DCMAKE_BUILD_TYPE=Release >/dev/null
+	@$(MAKE) --no-print-directory -C $(BUILD) -j$(JOBS) paceline
+
+packages:
+	@tools/install_packages.sh build
+
+test-packages:
+	@tools/install_packages.sh test
+
+demo: all
+	@tools/get_model.sh $(MODEL)
+	$(BUILD)/paceline run configs/quickstart.yaml actor_rollout_ref.model.path=$(MODEL) $(DEMO_ARGS)
+
+test: test-packages
+	@tools/run_tests.sh $(BUILD) $(JOBS)
+
+# The long forms of what make test holds in short.
+soak: test-packages
+	@PL_SOAK=1 tools/run_tests.sh $(BUILD) $(JOBS)
+
+bench: all
+	@tools/get_model.sh $(MODEL)
+	@for b in decode verify prefill train start memory; do $(BUILD)/paceline bench $$b --model $(MODEL) || exit 1; done
+
+# Tests again under AddressSanitizer and UndefinedBehaviorSanitizer, threads under ThreadSanitizer.
+sanitize: test-packages
+	@tools/run_sanitized.sh $(BUILD)
+
+fuzz:
+	@tools/run_fuzz.sh $(BUILD)-fuzz
+
+clean:
+	rm -rf $(BUILD) $(BUILD)-asan $(BUILD)-tsan $(BUILD)-fuzz

@@ -1,0 +1,179 @@
+/* cli/run_config.c - the option tables of a run's own sections, and the checks across keys. */
+#include "cli/run.h"
+
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define R(field) offsetof(run_rollout_options, field)
+#define S(field) offsetof(run_speculative_options, field)
+#define T(field) offsetof(run_trainer_options, field)
+#define ROLLOUT  "actor_rollout_ref.rollout."
+
+static const pl_config_key rollout_keys[] = {
+    {"actor_rollout_ref.model.path", R(model_path), PL_STRING, 0, 0, "", NULL,
+        "GGUF file or Hugging Face directory of the initial policy"},
+    {ROLLOUT "n", R(n), PL_INT, 1, 4096, "8", NULL, "samples of a prompt (the group)"},
+    {ROLLOUT "temperature", R(temperature), PL_FLOAT, 0.01, 100, "1.0", NULL,
+        "of the samples; log-probs are taken at it"},
+    {ROLLOUT "top_k", R(top_k), PL_INT, 0, 1e9, "0", NULL, "keep the likeliest tokens; 0: all"},
+    {ROLLOUT "top_p", R(top_p), PL_FLOAT, 0, 1, "1.0", NULL, "keep the likeliest tokens up to this mass"},
+    {ROLLOUT "min_p", R(min_p), PL_FLOAT, 0, 1, "0", NULL,
+        "drop tokens below this share of the likeliest"},
+    {ROLLOUT "seed", R(seed), PL_INT, 0, 9007199254740991.0, "0", NULL, "keys the sampling noise"},
+    {ROLLOUT "max_num_seqs", R(max_num_seqs), PL_INT, 1, 1024, "64", NULL, "samples decoded at once"},
+    {ROLLOUT "max_num_batched_tokens", R(max_rows), PL_INT, 64, 65536, "256", NULL,
+        "rows of one pass: prefill, decode and drafts together"},
+    {ROLLOUT "num_workers", R(num_workers), PL_INT, 0, 0, "0", NULL,
+        "worker processes; 0: in this process (the only form of this version)"},
+    {ROLLOUT "ignore_eos", R(ignore_eos), PL_BOOL, 0, 0, "false", NULL,
+        "go on after the end token (benches)"},
+    {ROLLOUT "val_kwargs.n", R(val_n), PL_INT, 1, 4096, "4", NULL, "samples of a held-out prompt"},
+    {ROLLOUT "val_kwargs.temperature", R(val_temperature), PL_FLOAT, 0, 100, "1.0", NULL,
+        "of the held-out samples"},
+    {NULL, 0, PL_INT, 0, 0, NULL, NULL, NULL},
+};
+
+static const pl_config_key speculative_keys[] = {
+    {"speculative.enable", S(enable), PL_BOOL, 0, 0, "true", NULL,
+        "draft and verify; the text is the same either way"},
+    {"speculative.method", S(method), PL_ENUM, 0, 0, "auto", "auto|suffix",
+        "who drafts; auto is the suffix automaton in this version"},
+    {"speculative.max_depth", S(max_depth), PL_INT, 1, 63, "16", NULL, "levels of a draft tree"},
+    {"speculative.max_rows", S(max_rows), PL_INT, 2, PL_DRAFT_MAX, "32", NULL,
+        "verified rows of a sample and round"},
+    {"speculative.controller", S(controller), PL_STRING, 0, 0, "goodput", NULL,
+        "how much is drafted: goodput, off, or fixed:STEPS_TOPK_VERIFY"},
+    {"speculative.suffix.min_match", S(suffix_min_match), PL_INT, 0, 31, "0", NULL,
+        "shortest suffix match that proposes, tokens"},
+    {"speculative.suffix.max_tokens", S(suffix_max_tokens), PL_INT, 1024, 1 << 24, "65536", NULL,
+        "tokens that the automaton of one prompt holds"},
+    {"speculative.suffix.decay", S(suffix_decay), PL_FLOAT, 0.01, 1, "0.7", NULL,
+        "weight of a text per policy version of age"},
+    {NULL, 0, PL_INT, 0, 0, NULL, NULL, NULL},
+};
+
+static const pl_config_key trainer_keys[] = {
+    {"trainer.total_training_steps", T(total_training_steps), PL_INT, 0, 1e9, "10", NULL,
+        "steps of the run"},
+    {"trainer.save_freq", T(save_freq), PL_INT, 0, 1e9, "10", NULL,
+        "steps between checkpoints; 0: only at the end"},
+    {"trainer.max_actor_ckpt_to_keep", T(max_ckpt_to_keep), PL_INT, 0, 1e6, "2", NULL,
+        "checkpoints that are kept, the newest; 0: all"},
+    {"trainer.test_freq", T(test_freq), PL_INT, 0, 1e9, "0", NULL,
+        "steps between held-out evaluations; 0: only before and after"},
+    {"trainer.val_before_train", T(val_before_train), PL_BOOL, 0, 0, "true", NULL,
+        "evaluate the held-out prompts before the first step"},
+    {"trainer.resume_mode", T(resume_mode), PL_ENUM, 0, 0, "auto", "auto|disable",
+        "auto: continue an existing run directory; disable: refuse one"},
+    {"trainer.default_local_dir", T(default_local_dir), PL_STRING, 0, 0, "", NULL,
+        "the run directory; empty: runs/<experiment_name>"},
+    {"trainer.experiment_name", T(experiment_name), PL_STRING, 0, 0, "default", NULL,
+        "names the run"},
+    {"trainer.compare_prompts", T(compare_prompts), PL_INT, 0, 65536, "8", NULL,
+        "held-out prompts that are generated with and without speculation at the end; 0: none"},
+    {"trainer.threads", T(threads), PL_INT, 0, 1024, "0", NULL, "0: one a core"},
+    {"trainer.isa", T(isa), PL_ENUM, 0, 0, "auto", "auto|amx|avx512|avx2|ref", "backend"},
+    {NULL, 0, PL_INT, 0, 0, NULL, NULL, NULL},
+};
+
+/* The short names that NAMES 5.7 promises. */
+static const pl_config_alias aliases[] = {
+    {"rollout.", "actor_rollout_ref.rollout."},
+    {"actor.", "actor_rollout_ref.actor."},
+    {"model.", "actor_rollout_ref.model."},
+    {NULL, NULL},
+};
+
+void run_config_sections(run_config *c, pl_config_section sections[RUN_SECTIONS])
+{
+    const pl_config_section all[RUN_SECTIONS] = {
+        {pl_data_keys, &c->data},
+        {rollout_keys, &c->rollout},
+        {pl_actor_keys, &c->actor},
+        {speculative_keys, &c->speculative},
+        {trainer_keys, &c->trainer},
+    };
+    memcpy(sections, all, sizeof all);
+}
+
+/* "fixed:STEPS_TOPK_VERIFY": rows of a tree are VERIFY, levels STEPS. */
+static int parse_fixed(const char *text, int *steps, int *verify)
+{
+    int topk, n = 0;
+    return sscanf(text, "fixed:%d_%d_%d%n", steps, &topk, verify, &n) == 3 && text[n] == 0 &&
+        *steps >= 1 && *steps <= 63 && topk >= 1 && *verify >= 2 && *verify <= PL_DRAFT_MAX;
+}
+
+static pl_status check(const run_config *c, pl_error *err)
+{
+    const char *controller = c->speculative.controller;
+    int steps, verify;
+
+    if (!c->rollout.model_path[0])
+        return pl_fail(err, PL_E_CONFIG,
+            "actor_rollout_ref.model.path is empty: name a GGUF file or a model directory");
+    if (!c->data.train_files[0])
+        return pl_fail(err, PL_E_CONFIG, "data.train_files is empty: name a JSONL file of prompts");
+    if (strcmp(controller, "goodput") != 0 && strcmp(controller, "off") != 0 &&
+        !parse_fixed(controller, &steps, &verify))
+        return pl_fail(err, PL_E_CONFIG,
+            "speculative.controller '%s' is none of goodput, off, fixed:STEPS_TOPK_VERIFY "
+            "(as fixed:6_4_16, at most %d rows)",
+            controller, (int)PL_DRAFT_MAX);
+    if (c->actor.ppo_mini_batch_size > c->data.train_batch_size)
+        return pl_fail(err, PL_E_CONFIG,
+            "actor_rollout_ref.actor.ppo_mini_batch_size %lld is more than data.train_batch_size "
+            "%lld",
+            (long long)c->actor.ppo_mini_batch_size, (long long)c->data.train_batch_size);
+    if (c->data.train_batch_size * c->rollout.n > 1 << 20)
+        return pl_fail(err, PL_E_CONFIG, "%lld prompts of %lld samples are too many for a step",
+            (long long)c->data.train_batch_size, (long long)c->rollout.n);
+    return PL_OK;
+}
+
+pl_status run_config_load(
+    run_config *c, const char *path, char *const *overrides, int n, pl_error *err)
+{
+    pl_config_section sections[RUN_SECTIONS];
+
+    memset(c, 0, sizeof *c);
+    run_config_sections(c, sections);
+    const pl_status st =
+        pl_config_load(sections, RUN_SECTIONS, aliases, path, overrides, n, err);
+    if (st != PL_OK || (path == NULL && n == 0))
+        return st;
+    if (!c->trainer.default_local_dir[0] &&
+        snprintf(c->trainer.default_local_dir, PL_CONFIG_STR, "runs/%s",
+            c->trainer.experiment_name) >= PL_CONFIG_STR)
+        return pl_fail(err, PL_E_CONFIG, "trainer.experiment_name is too long");
+    return check(c, err);
+}
+
+void run_engine_options(const run_config *c, int longest_prompt, pl_engine_options *o)
+{
+    const char *controller = c->speculative.controller;
+    int steps = 0, verify = 0;
+
+    pl_engine_defaults(o);
+    o->max_num_seqs = (int)c->rollout.max_num_seqs;
+    o->max_rows = (int)c->rollout.max_rows;
+    if (o->max_rows < o->max_num_seqs)
+        o->max_rows = o->max_num_seqs;
+    o->max_ctx = longest_prompt + (int)c->data.max_response_length;
+    o->speculative = c->speculative.enable;
+    o->max_spec_rows = (int)c->speculative.max_rows;
+    o->max_spec_depth = (int)c->speculative.max_depth;
+    o->controller = PL_CONTROLLER_GOODPUT;
+    if (strcmp(controller, "off") == 0)
+        o->controller = PL_CONTROLLER_OFF;
+    if (parse_fixed(controller, &steps, &verify)) {
+        o->controller = PL_CONTROLLER_FIXED;
+        o->fixed_rows = verify;
+        o->max_spec_rows = verify;
+        o->max_spec_depth = steps;
+    }
+    o->suffix.min_match = (int)c->speculative.suffix_min_match;
+    o->suffix.max_tokens = (int)c->speculative.suffix_max_tokens;
+    o->suffix.decay = (float)c->speculative.suffix_decay;
+}

@@ -1,0 +1,75 @@
+#!/bin/sh
+# bench.sh PROGRAM - every bench runs once on a tiny model and prints the records of NAMES 5.7: a
+# figure a case, all keys, numbers where numbers belong.  No figure is judged here.
+set -eu
+
+program=$1
+dir=$(mktemp -d)
+trap 'rm -rf "$dir"' EXIT
+n_failed=0
+
+fail() {
+    echo "FAIL: $*" >&2
+    n_failed=$((n_failed + 1))
+}
+
+number='-?[0-9][0-9.e+-]*'
+text='"[^"]+"'
+
+# has LINE KEY PATTERN
+has() {
+    printf '%s\n' "$1" | grep -Eq "[{,]\"$2\":($3)[,}]" || fail "no $2 in $1"
+}
+
+# bench NAME CASES PATTERN_OF_RATIO [argument ...]: as many lines, each whole.
+bench() {
+    name=$1 n=$2 ratio=$3
+    shift 3
+    if ! "$program" bench "$name" --quick --json --model "$dir/tiny" "$@" \
+        >"$dir/out" 2>"$dir/notes"; then
+        fail "bench $name: $(cat "$dir/notes")"
+        return
+    fi
+    [ "$(wc -l <"$dir/out")" -eq "$n" ] || fail "bench $name: not $n lines: $(cat "$dir/out")"
+    while read -r line; do
+        has "$line" bench "\"$name\""
+        has "$line" case '"[a-z]+=[0-9]+(,[a-z]+=[0-9]+)*"'
+        has "$line" value "$number"
+        has "$line" unit "$text"
+        has "$line" ratio "$ratio"
+        has "$line" ratio_to "$text|null"
+        has "$line" machine "$text"
+        has "$line" threads '[1-9][0-9]*'
+        has "$line" commit "$text"
+    done <"$dir/out"
+    grep -q '^noise: steal' "$dir/notes" || fail "bench $name does not say how noisy it was"
+}
+
+# refused CODE argument ...
+refused() {
+    code=$1
+    shift
+    rc=0
+    "$program" "$@" >"$dir/out" 2>"$dir/notes" || rc=$?
+    [ "$rc" -eq "$code" ] || fail "$*: exit code $rc, not $code"
+    [ -s "$dir/notes" ] || fail "$*: refused without a word"
+}
+
+"$program" tiny "$dir/tiny" >/dev/null
+bench decode 3 "$number" --threads 1
+grep -q '"case":"batch=8,context=[0-9]*,threads=1"' "$dir/out" || fail "no case of batch 8"
+bench decode 3 "$number" --isa ref --threads 2
+bench verify 6 "$number"
+grep -q '"case":"rows=1,.*"ratio":1,"ratio_to":"one row"' "$dir/out" || fail "one row is not 1"
+bench prefill 1 "$number|null"
+bench train 1 "$number|null"
+bench start 1 null
+bench memory 1 "$number" data.train_batch_size=2 rollout.n=2 data.max_response_length=8
+
+refused 64 bench
+refused 64 bench nonsense
+refused 64 bench decode surplus
+refused 66 bench decode --model "$dir/absent"
+refused 69 bench memory --quick --model "$dir/tiny" no.such.key=1
+
+[ "$n_failed" -eq 0 ] && echo "bench: every name, every key"
