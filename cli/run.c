@@ -24,6 +24,7 @@ typedef struct run {
     const char *config_path;
     pl_log log;
     run_report report;
+    run_plan plan;
     cli_model m;
     pl_dataset *train, *val;
     pl_engine *engine;
@@ -242,8 +243,11 @@ static pl_status open_engine_and_trainer(run *r, pl_error *err)
     if (st != PL_OK)
         return st;
     float *masters = r->m.masters;
+    pl_actor_options actor = r->config.actor;
+    snprintf(actor.activations, sizeof actor.activations, "%s",
+        r->plan.keep ? "keep" : "recompute"); /* what the plan decided, when it was asked to */
     r->m.masters = NULL; /* taken, also on failure */
-    return pl_trainer_new(&r->trainer, r->m.model, masters, &r->config.actor,
+    return pl_trainer_new(&r->trainer, r->m.model, masters, &actor,
         longest + (int)r->config.data.max_response_length,
         r->config.trainer.total_training_steps, &r->log, err);
 }
@@ -252,7 +256,6 @@ static pl_status open_run(run *r, int dry_run, pl_error *err)
 {
     const cli_model_options mo = {.path = r->config.rollout.model_path,
         .isa = r->config.trainer.isa, .threads = r->config.trainer.threads, .with_backward = 1};
-    run_plan plan;
 
     pl_status st = cli_model_open(&r->m, &mo, &r->log, err);
     if (st == PL_OK)
@@ -263,12 +266,12 @@ static pl_status open_run(run *r, int dry_run, pl_error *err)
         return st;
     describe(r);
     run_plan_make(&r->config, pl_source_arch(r->m.source), longest_prompt(r),
-        pl_team_size(r->m.team), &plan);
-    run_plan_print(&plan, stdout);
+        pl_team_size(r->m.team), &r->plan);
+    run_plan_print(&r->plan, stdout);
     fflush(stdout);
     if (dry_run)
         return PL_OK;
-    st = run_plan_check(&plan, err);
+    st = run_plan_check(&r->plan, err);
     if (st == PL_OK)
         st = lock_directory(r, err);
     if (st == PL_OK)

@@ -14,6 +14,8 @@
 #include <assert.h>
 #include <string.h>
 
+enum { TREE_ROWS = 8 }; /* of a tree that is cut up */
+
 /* One unit of work: some query rows of a segment and one KV head. */
 typedef struct item {
     pl_pass *p;
@@ -80,6 +82,16 @@ static float attention_scale(const item *it)
     return 1.0f / __builtin_sqrtf((float)it->p->dims.d);
 }
 
+/* Ask for the keys and values of a block while the one before it is computed: pages lie far apart, so
+ * the hardware does not guess them. */
+static void prefetch_block(const item *it, int block)
+{
+    const char *k = (const char *)kv_k(it->p->pool, it->seg->s.kv->pages[block],
+        it->layer * it->p->kv_layer_stride, it->head);
+    for (size_t i = 0; i < it->p->pool->head_elements * sizeof(uint16_t); i += 64)
+        __builtin_prefetch(k + i, 0, 2);
+}
+
 /* One block of pages for attention rows first .. n-1; row i sees keys up to its position (limit < 0)
  * or the whole block (limit = 64). */
 static void page_block(const item *it, int first, int block, int limit)
@@ -128,6 +140,8 @@ static void attend_chain(const item *it)
 
     for (int b = 0; b <= last; b++) {
         int first = 0;
+        if (b < last)
+            prefetch_block(it, b + 1);
         while (position_of(it, first) < b * PL_BLOCK)
             first++;
         page_block(it, first, b, -1);
@@ -152,15 +166,23 @@ static void gather_tail_v(const item *it, int block, int n)
         }
 }
 
-/* K of the tree's rows as packed keys. */
+/* Nodes that the rows of an item can have on their paths: all up to its own last one. */
+static int n_nodes(const item *it)
+{
+    return it->row_begin + it->n_rows - it->seg->row_begin;
+}
+
+/* K of those nodes as packed keys. */
 static void pack_tree_keys(const item *it)
 {
     const model_dims *d = &it->p->dims;
+    const int n = n_nodes(it);
 
-    memset(it->s->tree_k, 0, pl_packed_elements(it->n_rows, d->d) * sizeof *it->s->tree_k);
-    for (int r = 0; r < it->n_rows; r++) {
+    memset(it->s->tree_k, 0, pl_packed_elements(n, d->d) * sizeof *it->s->tree_k);
+    for (int r = 0; r < n; r++) {
         const uint16_t *k = it->a->k +
-            ((size_t)(it->row_begin + r) * (size_t)d->hkv + (size_t)it->head) * (size_t)d->dp;
+            ((size_t)(it->seg->row_begin + r) * (size_t)d->hkv + (size_t)it->head) *
+                (size_t)d->dp;
         uint16_t *to = it->s->tree_k + pl_packed_index(r, 0, d->dp);
         for (int c = 0; c < d->d; c++)
             to[(size_t)(c / 32) * 1024 + (size_t)(c % 32 / 2) * 32 + (size_t)(c % 2)] = k[c];
@@ -191,7 +213,8 @@ static void tail_block(const item *it, int i, int block, const int *path)
         const int node = path[position - base];
         scores[j] = s->keys[(size_t)i * PL_DRAFT_MAX + (size_t)node];
         v[j] = it->a->v +
-            ((size_t)(it->row_begin + node) * (size_t)d->hkv + (size_t)it->head) * (size_t)d->dp;
+            ((size_t)(it->seg->row_begin + node) * (size_t)d->hkv + (size_t)it->head) *
+                (size_t)d->dp;
     }
     ops->attn_softmax(probs, &m, &l, scores, valid, attention_scale(it));
     ops->attn_pv_rows(s->o_block, probs, v, valid, d->d);
@@ -201,12 +224,14 @@ static void tail_block(const item *it, int i, int block, const int *path)
 
 static void attend_tree(const item *it)
 {
-    const model_dims *d = &it->p->dims;
     const int base = it->seg->base, whole = base / PL_BLOCK, n_tail = base % PL_BLOCK;
     int path[PL_DRAFT_MAX];
 
-    for (int b = 0; b < whole; b++)
+    for (int b = 0; b < whole; b++) {
+        if (b + 1 < whole)
+            prefetch_block(it, b + 1);
         page_block(it, 0, b, PL_BLOCK);
+    }
     if (n_tail > 0) {
         const int page = it->seg->s.kv->pages[whole];
         score(it, 0,
@@ -215,14 +240,24 @@ static void attend_tree(const item *it)
         gather_tail_v(it, whole, n_tail);
     }
     pack_tree_keys(it);
-    score(it, 0, it->s->tree_k, it->n_rows, it->s->keys, PL_DRAFT_MAX);
+    score(it, 0, it->s->tree_k, n_nodes(it), it->s->keys, PL_DRAFT_MAX);
     for (int i = 0; i < it->n; i++) {
         const int position = position_of(it, i);
-        for (int node = i / d->group; node >= 0; node = it->seg->s.parent[node])
-            path[it->p->rows[it->row_begin + node].position - base] = node;
+        for (int node = row_of(it, i) - it->seg->row_begin; node >= 0;
+             node = it->seg->s.parent[node])
+            path[it->p->rows[it->seg->row_begin + node].position - base] = node;
         for (int b = whole; b <= position / PL_BLOCK; b++)
             tail_block(it, i, b, path);
     }
+}
+
+/* Query rows of one item.  A whole tree shares the gathering of its tail; a few trees are cut up, so
+ * that every thread has work. */
+static int item_rows(const pl_pass *p, const pass_seg *seg, int n_threads)
+{
+    if (!seg->s.parent)
+        return ATTN_ROWS;
+    return p->n_segs * p->dims.hkv >= 4 * n_threads ? seg->s.n_rows : TREE_ROWS;
 }
 
 void pass_attention(pl_pass *p, int layer, const layer_acts *a, int i_thread, int n_threads)
@@ -233,7 +268,7 @@ void pass_attention(pl_pass *p, int layer, const layer_acts *a, int i_thread, in
     /* Items go round the threads; which thread runs one changes no bit. */
     for (int g = 0; g < p->n_segs; g++) {
         const pass_seg *seg = &p->segs[g];
-        const int step = seg->s.parent ? seg->s.n_rows : ATTN_ROWS;
+        const int step = item_rows(p, seg, n_threads);
         for (int r = 0; r < seg->s.n_rows; r += step)
             for (int h = 0; h < d->hkv; h++) {
                 if (count++ % n_threads != i_thread)

@@ -29,9 +29,10 @@ import time
 import llama_cpp as lc
 
 CONTEXT, REPEATS = 512, 3
+GGML_TYPE_BF16 = 30  # of ggml.h; the Python package has no name for it
 CASES = [("prefill", "rows=512", 1, CONTEXT), ("decode", "batch=1", 1, 1),
          ("decode", "batch=8", 8, 1), ("decode", "batch=32", 32, 1), ("verify", "rows=16", 1, 16)]
-SETTINGS = {"fa+bf16kv": (lc.LLAMA_FLASH_ATTN_TYPE_ENABLED, lc.GGML_TYPE_BF16),
+SETTINGS = {"fa+bf16kv": (lc.LLAMA_FLASH_ATTN_TYPE_ENABLED, GGML_TYPE_BF16),
             "f16kv": (lc.LLAMA_FLASH_ATTN_TYPE_DISABLED, lc.GGML_TYPE_F16)}
 
 

@@ -12,13 +12,16 @@ smollm2  the GGUF, saved as a directory of bf16 weights, in transformers in fp32
          distribution at every position, x = ours and x = transformers in bf16; greedy texts; the
          chat template; `score` against the logits.
 odd      random Llama models of odd shapes saved by transformers, same comparison, and against the
-         same roundings done in torch: no implementation of our numeric class comes nearer to fp32.
+         same roundings done in torch: what our numeric class costs, whoever computes it.
 run      the policy of a short `paceline run` loads in transformers with equal weights.
 
 Bars: mean KL at most 4e-4 and at most a quarter of that of transformers in bf16.  Exits with 1 when
-one is missed.  --csv FILE keeps the figures.  The quarter is no property of an implementation alone:
-where a layer adds as much as the residual holds (odd --init 0.1), our roundings come to 0.2 to 0.5 of
-transformers in bf16 whoever computes them, as the line "same class, torch" shows.
+one is missed.  --csv FILE keeps the figures.
+
+The quarter depends on the weights too: where a layer adds much against what the residual holds, our
+roundings come to more than a quarter of transformers in bf16 whoever computes them, as the line
+"same class, torch" shows.  With weights as transformers draws them (odd --init 0.02) 5 of 8 miss
+it.
 """
 import argparse
 import csv
@@ -132,14 +135,16 @@ def rounded_logits(model, ids):
     future = torch.full((n, n), float("-inf")).triu(1)
 
     def norm(x, layer):
-        return rounded(x * torch.rsqrt((x * x).mean(-1, keepdim=True) + c.rms_norm_eps) * layer.weight)
+        rms = torch.rsqrt((x * x).mean(-1, keepdim=True) + c.rms_norm_eps)
+        return rounded(x * rms * layer.weight)
 
     def heads(x):
         return x.view(n, -1, c.head_dim).transpose(0, 1)
 
     for layer in model.model.layers:
         a, f, h = layer.self_attn, layer.mlp, norm(x, layer.input_layernorm)
-        q, k = apply_rotary_pos_emb(heads(a.q_proj(h))[None], heads(a.k_proj(h))[None], cosine, sine)
+        q, k = heads(a.q_proj(h))[None], heads(a.k_proj(h))[None]
+        q, k = apply_rotary_pos_emb(q, k, cosine, sine)
         group = c.num_attention_heads // c.num_key_value_heads
         k, v = (rounded(t).repeat_interleave(group, 0) for t in (k[0], heads(a.v_proj(h))))
         s = rounded(q[0]) @ k.transpose(1, 2) * c.head_dim ** -0.5 + future
@@ -190,12 +195,13 @@ class Report:
         self.bad += not ok
 
     def compare(self, case, ours, theirs, torch_class):
-        """Figures against transformers in fp32: ours, transformers in bf16, our roundings in torch."""
+        """Figures against transformers in fp32; torch_class: our roundings done by torch."""
         a, b, c = ours.summary(), theirs.summary(), torch_class.summary()
         for name, s in (("ours", a), ("same class, torch", c), ("transformers bf16", b)):
-            print(f"  {case:14} {name:18} mean KL {s['kl_mean']:.2e}  max {s['kl_max']:.2e}  log-prob "
-                  f"off by {s['logprob_error_mean']:.3f}, at most {s['logprob_error_max']:.3f}  "
-                  f"argmax differs {100 * s['argmax_differs']:.1f} %  ({s['positions']} positions)")
+            print(f"  {case:14} {name:18} mean KL {s['kl_mean']:.2e}  max {s['kl_max']:.2e}  "
+                  f"log-prob off by {s['logprob_error_mean']:.3f}, at most "
+                  f"{s['logprob_error_max']:.3f}  argmax differs "
+                  f"{100 * s['argmax_differs']:.1f} %  ({s['positions']} positions)")
         self.keep(f"model={case},engine=paceline", a)
         self.keep(f"model={case},engine=torch-same-class", c)
         self.keep(f"model={case},engine=transformers-bf16", b)
@@ -203,9 +209,9 @@ class Report:
         self.check(a["kl_mean"] <= MEAN_BAR and ratio <= RATIO_BAR,
                    f"{case}: mean KL {a['kl_mean']:.2e} (bar {MEAN_BAR:.0e}), {ratio:.3f} of "
                    f"transformers in bf16 (bar {RATIO_BAR})")
-        self.check(a["kl_mean"] <= CLASS_BAR * c["kl_mean"],
-                   f"{case}: no worse than the same roundings in torch: {a['kl_mean'] / c['kl_mean']:.2f}"
-                   f" of it (bar {CLASS_BAR})")
+        ratio = a["kl_mean"] / c["kl_mean"]
+        self.check(ratio <= CLASS_BAR,
+                   f"{case}: {ratio:.2f} of the same roundings in torch (bar {CLASS_BAR})")
 
     def write(self):
         if not self.args.csv:
@@ -213,8 +219,9 @@ class Report:
         commit = git("rev-parse", "--short=12", "HEAD") or "unknown"
         if git("status", "--porcelain", "--", "*.c", "*.h", "*.py"):
             commit += "-dirty"
-        cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
-        machine = f"{cpu[0].split(':', 1)[1].strip() if cpu else 'unknown'} {os.cpu_count()} CPUs"
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next((x.split(":", 1)[1].strip() for x in lines if "model name" in x), "unknown")
+        machine = f"{cpu} {os.cpu_count()} CPUs"
         software = f"torch {version('torch')} transformers {version('transformers')}"
         Path(self.args.csv).parent.mkdir(parents=True, exist_ok=True)
         with open(self.args.csv, "w", newline="") as f:
@@ -235,8 +242,9 @@ def chat_ids(tokenizer, prompt):
 @torch.no_grad()
 def greedy(model, ids):
     """Greedy continuation, up to and with the end token, and the logits it was chosen by."""
-    out = model.generate(torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long),
-                         do_sample=False, max_new_tokens=NEW_TOKENS, output_logits=True,
+    x = torch.tensor([ids])
+    out = model.generate(x, attention_mask=torch.ones_like(x), do_sample=False,
+                         max_new_tokens=NEW_TOKENS, output_logits=True,
                          return_dict_in_generate=True)
     return out.sequences[0, len(ids):].tolist(), [x[0] for x in out.logits]
 
@@ -255,7 +263,8 @@ def compare_texts(report, ours, theirs, logits, prompts):
               f"are {gap:.3f} apart in fp32")
         report.check(gap < 0.3, "a greedy text parts only where two tokens are nearly equal")
     print(f"  greedy texts: {equal} of {len(prompts)} equal over up to {NEW_TOKENS} tokens")
-    report.keep("model=smollm2,engine=paceline", {"greedy_equal": equal, "greedy_texts": len(prompts)})
+    report.keep("model=smollm2,engine=paceline",
+                {"greedy_equal": equal, "greedy_texts": len(prompts)})
 
 
 def smollm2(args, report):
@@ -265,8 +274,9 @@ def smollm2(args, report):
         tokenizer = AutoTokenizer.from_pretrained(weights)
         model = load(weights, torch.float32)
         lines = "".join(json.dumps({"prompt": p}) + "\n" for p in PROMPTS)
-        done = call([args.build / "paceline", "generate", "--json", "--model", args.model, "--prompts",
-                     "-", "--temperature", 0, "--max-tokens", NEW_TOKENS, "--isa", args.isa], lines)
+        done = call([args.build / "paceline", "generate", "--json", "--model", args.model,
+                     "--prompts", "-", "--temperature", 0, "--max-tokens", NEW_TOKENS,
+                     "--isa", args.isa], lines)
         ours = [json.loads(line) for line in done.splitlines()]
         prompts = [chat_ids(tokenizer, p) for p in PROMPTS]
         report.check([o["prompt_ids"] for o in ours] == prompts,
@@ -315,9 +325,9 @@ def check_score(args, report, case, path, texts, ours):
 
 def random_model(name, seed, own_init=None):
     """Weights that give sharp attention and a distribution about as peaked as a language model's,
-    with gains that differ from 1, and what the layers add scaled by 1 / sqrt(2 layers), as GPT-2 was
-    initialised and as trained models are: the sum outweighs each layer.  Rounded to bf16.  Only to be saved: .to() rounds the RoPE
-    frequencies too, which from_pretrained() does not."""
+    with gains that differ from 1, and what the layers add scaled by 1 / sqrt(2 layers), as GPT-2
+    was initialised; own_init: as transformers draws them, with that initializer_range.  Rounded to
+    bf16.  Only to be saved: .to() rounds the RoPE frequencies too, from_pretrained() does not."""
     config = LlamaConfig(**MODELS[name][0], bos_token_id=1, eos_token_id=2, pad_token_id=None,
                          initializer_range=own_init or 0.02)
     torch.manual_seed(seed)
@@ -422,7 +432,8 @@ actor_rollout_ref:
   rollout: {{n: 4, temperature: 1.0, max_num_seqs: 8}}
   actor: {{optim: {{lr: 1e-3}}}}
 data: {{train_files: {prompts}, train_batch_size: 2, max_response_length: 12}}
-trainer: {{experiment_name: oracle, total_training_steps: 2, save_freq: 1, default_local_dir: {out}}}
+trainer:
+  {{experiment_name: oracle, total_training_steps: 2, save_freq: 1, default_local_dir: {out}}}
 """
 
 
@@ -447,16 +458,18 @@ def run(args, report):
         for p in policy:
             model, info = AutoModelForCausalLM.from_pretrained(
                 p, dtype="auto", output_loading_info=True)
-            odd_keys = sum(len(info[k]) for k in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-            report.check(odd_keys == 0 and same_weights(p, model),
-                         f"run: {p.parent.name} loads in transformers with equal weights, {model.dtype}")
+            wrong = [k for k in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[k]]
+            report.check(not wrong and same_weights(p, model),
+                         f"run: {p.parent.name} loads in transformers with equal weights, "
+                         f"{model.dtype} {wrong or ''}")
             check_policy(args, report, p, model)
 
 
 def check_policy(args, report, path, model):
     tokenizer = AutoTokenizer.from_pretrained(path)
     text = "What is 3 + 1? <|im_end|> caf\u00e9 \U0001f600 x"
-    got = call([args.build / "paceline", "tokenize", "--json", "--model", path], json.dumps(text) + "\n")
+    got = call([args.build / "paceline", "tokenize", "--json", "--model", path],
+               json.dumps(text) + "\n")
     report.check(json.loads(got)["tokens"] == tokenizer.encode(text, add_special_tokens=False),
                  f"run: {path.parent.name}: its tokenizer in transformers gives our ids")
     ids = random_texts(model.config.vocab_size, 5, 1)[0]
