@@ -131,53 +131,7 @@ static pl_status lock_directory(run *r, pl_error *err)
     return PL_OK;
 }
 
-static pl_status write_config(const run *r, pl_error *err)
-{
-    char path[PL_CONFIG_STR + 16], *text = NULL;
-    size_t n = 0;
-    pl_config_section sections[RUN_SECTIONS];
-    run_config copy = r->config;
-    FILE *f = open_memstream(&text, &n);
-
-    if (!f)
-        return pl_fail(err, PL_E_NOMEM, "config.yaml: no memory");
-    run_config_sections(&copy, sections);
-    pl_config_dump(sections, RUN_SECTIONS, 0, f);
-    if (fclose(f) != 0) {
-        free(text);
-        return pl_fail(err, PL_E_NOMEM, "config.yaml: no memory");
-    }
-    snprintf(path, sizeof path, "%s/config.yaml", run_dir(r));
-    const pl_status st = pl_file_write(path, text, n, err);
-    free(text);
-    return st;
-}
-
 /* ---- checkpoints ---- */
-
-/* What decides the bits of the weights, besides code and machine class. */
-static uint64_t config_hash(const run *r)
-{
-    pl_config_section sections[RUN_SECTIONS];
-    run_config copy = r->config;
-    char *text = NULL;
-    size_t n = 0;
-
-    /* Length, places, threads and drafting do not. */
-    memset(&copy.speculative, 0, sizeof copy.speculative);
-    memset(&copy.trainer, 0, sizeof copy.trainer);
-    copy.rollout.max_num_seqs = copy.rollout.max_rows = 0;
-    memset(copy.actor.activations, 0, sizeof copy.actor.activations);
-    FILE *f = open_memstream(&text, &n);
-    if (!f)
-        return 0;
-    run_config_sections(&copy, sections);
-    pl_config_dump(sections, RUN_SECTIONS, 0, f);
-    fclose(f);
-    const uint64_t h = pl_hash64(text, n);
-    free(text);
-    return h;
-}
 
 /* A failed save does not end the run: the checkpoint before it stays whole. */
 static pl_status save(run *r, pl_error *err)
@@ -204,7 +158,7 @@ static pl_status resume(run *r, pl_error *err)
     const pl_status found = pl_checkpoint_find(run_dir(r), dir, sizeof dir, &none);
 
     r->state.val_before = NAN;
-    r->state.config_hash = config_hash(r);
+    r->state.config_hash = run_config_hash(&r->config);
     r->saved_step = -1;
     if (found == PL_E_NOENT)
         return PL_OK;
@@ -279,7 +233,7 @@ static pl_status open_run(run *r, int dry_run, pl_error *err)
     if (st == PL_OK)
         st = resume(r, err);
     if (st == PL_OK)
-        st = write_config(r, err);
+        st = run_config_write(&r->config, err);
     if (st == PL_OK)
         st = pl_metrics_open(&r->metrics, run_dir(r), r->saved_step, err);
     r->prompts = calloc((size_t)r->config.data.train_batch_size, sizeof *r->prompts);
@@ -357,81 +311,14 @@ static void add_stats(pl_engine_stats *sum, const pl_engine_stats *s)
     sum->n_rounds += s->n_rounds;
 }
 
-typedef struct lengths {
-    double mean, clipped, reward_max, reward_min;
-    int max, min;
-} lengths;
-
-static lengths measure_lengths(const run_batch *b)
-{
-    const int n = b->n_groups * b->n;
-    lengths l = {.min = b->responses[0].n_tokens, .reward_max = (double)b->samples[0].reward,
-        .reward_min = (double)b->samples[0].reward};
-
-    for (int i = 0; i < n; i++) {
-        const int tokens = b->responses[i].n_tokens;
-        const double reward = (double)b->samples[i].reward;
-        l.mean += (double)tokens / n;
-        l.clipped += b->responses[i].finish == PL_FINISH_LENGTH ? 1.0 / n : 0;
-        l.max = tokens > l.max ? tokens : l.max;
-        l.min = tokens < l.min ? tokens : l.min;
-        l.reward_max = reward > l.reward_max ? reward : l.reward_max;
-        l.reward_min = reward < l.reward_min ? reward : l.reward_min;
-    }
-    return l;
-}
-
-static double acceptance_length(const pl_engine_stats *s)
-{
-    return s->n_verify_steps > 0 ? 1.0 + (double)s->n_accepted / (double)s->n_verify_steps : 1.0;
-}
-
-static pl_status record_step(run *r, const pl_step_stats *u, double step_s, pl_error *err)
-{
-    const run_batch *b = &r->batch;
-    const pl_engine_stats *e = &b->stats;
-    const lengths l = measure_lengths(b);
-    const double drafted = e->n_draft > 0 ? (double)e->n_accepted / (double)e->n_draft : NAN;
-    const pl_metric m[] = {
-        {"critic/rewards/mean", run_batch_reward(b)},
-        {"critic/rewards/max", l.reward_max},
-        {"critic/rewards/min", l.reward_min},
-        {"response_length/mean", l.mean},
-        {"response_length/max", l.max},
-        {"response_length/min", l.min},
-        {"response_length/clip_ratio", l.clipped},
-        {"actor/pg_loss", u->pg_loss},
-        {"actor/kl_loss", u->kl_loss},
-        {"actor/pg_clipfrac", u->pg_clipfrac},
-        {"actor/ppo_kl", u->ppo_kl},
-        {"actor/entropy", u->entropy},
-        {"actor/grad_norm", u->grad_norm},
-        {"actor/lr", u->lr},
-        {"rollout/spec_accept_length", acceptance_length(e)},
-        {"rollout/spec_accept_rate", drafted},
-        {"rollout/zero_std/count", u->n_zero_std_groups},
-        {"training/rollout_ratio_max_abs_dev", u->ratio_max_abs_dev},
-        {"training/rollout_logprob_mismatches", (double)u->logprob_mismatches},
-        {"perf/total_num_tokens", (double)e->n_emitted},
-        {"perf/throughput", (double)e->n_emitted / step_s},
-        {"perf/rollout_throughput", (double)e->n_emitted / b->seconds},
-        {"perf/micro_batches", u->n_micro_batches},
-        {"timing_s/gen", b->seconds},
-        {"timing_s/update_actor", u->update_s},
-        {"timing_s/save_checkpoint", r->save_s},
-        {"timing_s/step", step_s},
-    };
-    return pl_metrics_put(r->metrics, r->state.step, m, (int)(sizeof m / sizeof m[0]), err);
-}
-
 static void print_step(run *r, const pl_step_stats *u)
 {
-    const lengths l = measure_lengths(&r->batch);
+    const run_lengths l = run_measure_lengths(&r->batch);
     const run_step_line line = {.step = r->state.step,
         .total = r->config.trainer.total_training_steps, .reward = run_batch_reward(&r->batch),
         .length_mean = l.mean, .length_max = l.max,
         .rate = (double)r->batch.stats.n_emitted / r->batch.seconds,
-        .acceptance = acceptance_length(&r->batch.stats), .rollout_s = r->batch.seconds,
+        .acceptance = run_acceptance_length(&r->batch.stats), .rollout_s = r->batch.seconds,
         .update_s = u->update_s};
     run_print_step(&line, r->n_lines++ % 20 == 0);
 }
@@ -493,7 +380,7 @@ static pl_status run_step(run *r, pl_error *err)
                 (long long)step, lost.msg);
     }
     if (st == PL_OK)
-        st = record_step(r, &u, run_seconds() - t0, err);
+        st = run_record_step(r->metrics, step, &r->batch, &u, r->save_s, run_seconds() - t0, err);
     print_step(r, &u);
     return st;
 }
@@ -530,7 +417,7 @@ static pl_status compare(run *r, run_comparison *c, pl_error *err)
         c->n_tokens = on.n_tokens;
         c->on_s = on.seconds;
         c->off_s = r->eval.seconds;
-        c->acceptance = acceptance_length(&on.stats);
+        c->acceptance = run_acceptance_length(&on.stats);
         for (int i = 0; i < c->n_samples; i++)
             c->n_different += !same_response(&on.responses[i], &r->eval.responses[i]);
     }

@@ -44,6 +44,10 @@ void run_config_sections(run_config *c, pl_config_section sections[RUN_SECTIONS]
 /* Defaults, file (NULL: none), overrides; then what one key alone cannot tell. */
 pl_status run_config_load(
     run_config *c, const char *path, char *const *overrides, int n, pl_error *err);
+/* Write RUN/config.yaml, resolved. */
+pl_status run_config_write(const run_config *c, pl_error *err);
+/* Hash of the keys that decide the bits of the weights, besides code and numeric class. */
+uint64_t run_config_hash(const run_config *c);
 /* The engine's options that the configuration asks for, with max_ctx for the longest prompt. */
 void run_engine_options(const run_config *c, int longest_prompt, pl_engine_options *o);
 
@@ -120,5 +124,19 @@ pl_status run_batch_collect(run_batch *b, pl_engine *e, const pl_tokenizer *tok,
     const run_sampling *s, pl_error *err);
 void run_batch_done(run_batch *b);
 double run_batch_reward(const run_batch *b);
+
+/* ---- figures ---- */
+
+typedef struct run_lengths {
+    double mean, clipped; /* tokens; share cut off at the limit */
+    double reward_max, reward_min;
+    int max, min;
+} run_lengths;
+run_lengths run_measure_lengths(const run_batch *b);
+/* 1 + accepted / verify steps, a ratio of sums. */
+double run_acceptance_length(const pl_engine_stats *s);
+/* One line of metrics.jsonl. */
+pl_status run_record_step(pl_metrics *metrics, int64_t step, const run_batch *b,
+    const pl_step_stats *u, double save_s, double step_s, pl_error *err);
 
 #endif

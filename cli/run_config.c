@@ -1,5 +1,6 @@
 /* cli/run_config.c - the option tables of a run's own sections, and the checks across keys. */
 #include "cli/run.h"
+#include "core/file.h"
 
 #include <stddef.h>
 #include <stdlib.h>
@@ -161,6 +162,7 @@ void run_engine_options(const run_config *c, int longest_prompt, pl_engine_optio
     if (o->max_rows < o->max_num_seqs)
         o->max_rows = o->max_num_seqs;
     o->max_ctx = longest_prompt + (int)c->data.max_response_length;
+    o->prefault = 1;
     o->speculative = c->speculative.enable;
     o->max_spec_rows = (int)c->speculative.max_rows;
     o->max_spec_depth = (int)c->speculative.max_depth;
@@ -176,4 +178,49 @@ void run_engine_options(const run_config *c, int longest_prompt, pl_engine_optio
     o->suffix.min_match = (int)c->speculative.suffix_min_match;
     o->suffix.max_tokens = (int)c->speculative.suffix_max_tokens;
     o->suffix.decay = (float)c->speculative.suffix_decay;
+}
+
+pl_status run_config_write(const run_config *c, pl_error *err)
+{
+    char path[PL_CONFIG_STR + 16], *text = NULL;
+    size_t n = 0;
+    pl_config_section sections[RUN_SECTIONS];
+    run_config copy = *c;
+    FILE *f = open_memstream(&text, &n);
+
+    if (!f)
+        return pl_fail(err, PL_E_NOMEM, "config.yaml: no memory");
+    run_config_sections(&copy, sections);
+    pl_config_dump(sections, RUN_SECTIONS, 0, f);
+    if (fclose(f) != 0) {
+        free(text);
+        return pl_fail(err, PL_E_NOMEM, "config.yaml: no memory");
+    }
+    snprintf(path, sizeof path, "%s/config.yaml", c->trainer.default_local_dir);
+    const pl_status st = pl_file_write(path, text, n, err);
+    free(text);
+    return st;
+}
+
+uint64_t run_config_hash(const run_config *c)
+{
+    pl_config_section sections[RUN_SECTIONS];
+    run_config copy = *c;
+    char *text = NULL;
+    size_t n = 0;
+
+    /* Length, places, threads and drafting do not. */
+    memset(&copy.speculative, 0, sizeof copy.speculative);
+    memset(&copy.trainer, 0, sizeof copy.trainer);
+    copy.rollout.max_num_seqs = copy.rollout.max_rows = 0;
+    memset(copy.actor.activations, 0, sizeof copy.actor.activations);
+    FILE *f = open_memstream(&text, &n);
+    if (!f)
+        return 0;
+    run_config_sections(&copy, sections);
+    pl_config_dump(sections, RUN_SECTIONS, 0, f);
+    fclose(f);
+    const uint64_t h = pl_hash64(text, n);
+    free(text);
+    return h;
 }

@@ -94,6 +94,16 @@ size_t pl_arena_cost(size_t n_bytes)
     return (n_bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
 }
 
+void pl_arena_prefault(pl_arena *a)
+{
+#ifdef MADV_POPULATE_WRITE
+    if (a->base)
+        (void)madvise(a->base, a->size, MADV_POPULATE_WRITE);
+#else
+    (void)a;
+#endif
+}
+
 void *pl_arena_alloc(pl_arena *a, size_t n_bytes)
 {
     const size_t cost = pl_arena_cost(n_bytes);

@@ -17,6 +17,9 @@ typedef struct pl_arena {
  * error message.  Errors: PL_E_NOMEM.  Pair: pl_arena_done (accepts a zeroed arena). */
 pl_status pl_arena_init(pl_arena *a, size_t n_bytes, const char *what, pl_error *err);
 void pl_arena_done(pl_arena *a);
+/* Have the kernel back all of it now, so that what was planned is there later.  Advice: without
+ * MADV_POPULATE_WRITE (Linux 5.14) memory is taken when it is first touched, as always. */
+void pl_arena_prefault(pl_arena *a);
 
 /* Hand out n_bytes, aligned to 64.  Returns NULL when the arena is full: the plan was wrong, which
  * the caller reports as PL_E_NOMEM.  The memory is NOT cleared again after a reset. */

@@ -65,6 +65,11 @@ void pl_kv_pool_free(pl_kv_pool *pool)
     free(pool);
 }
 
+void pl_kv_pool_prefault(pl_kv_pool *pool)
+{
+    pl_arena_prefault(&pool->arena);
+}
+
 int pl_kv_pool_free_pages(const pl_kv_pool *pool)
 {
     return pool->n_free;

@@ -49,6 +49,7 @@ typedef struct pl_kv_seq {
 
 pl_status pl_kv_pool_new(pl_kv_pool **out, const pl_arch *arch, int n_pages, pl_error *err);
 void pl_kv_pool_free(pl_kv_pool *pool);
+void pl_kv_pool_prefault(pl_kv_pool *pool); /* see pl_arena_prefault */
 size_t pl_kv_page_bytes(const pl_arch *arch);
 int pl_kv_pool_free_pages(const pl_kv_pool *pool);
 

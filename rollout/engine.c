@@ -124,6 +124,8 @@ static pl_status allocate(pl_engine *e, pl_error *err)
     st = pl_kv_pool_new(&e->pool, e->arch, e->n_pages, err);
     if (st != PL_OK)
         return st;
+    if (e->o.prefault)
+        pl_kv_pool_prefault(e->pool);
     st = controller_init(&e->controller, &e->o, err);
     if (st != PL_OK)
         return st;
