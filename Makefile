@@ -24,9 +24,10 @@ demo: all
 test: test-packages
 	@tools/run_tests.sh $(BUILD) $(JOBS)
 
-# The long forms of what make test holds in short.
+# The long forms of what make test holds in short: millions of draws, minutes of fuzzing.
 soak: test-packages
-	@PL_SOAK=1 tools/run_tests.sh $(BUILD) $(JOBS)
+	@PL_CMAKE_ARGS=-DCMAKE_C_FLAGS=-DPL_TEST_ROWS=40000 tools/run_tests.sh $(BUILD)-soak $(JOBS)
+	@tools/run_fuzz.sh $(BUILD)-fuzz 300
 
 bench: all
 	@tools/get_model.sh $(MODEL)
@@ -40,4 +41,4 @@ fuzz:
 	@tools/run_fuzz.sh $(BUILD)-fuzz
 
 clean:
-	rm -rf $(BUILD) $(BUILD)-asan $(BUILD)-tsan $(BUILD)-fuzz
+	rm -rf $(BUILD) $(BUILD)-asan $(BUILD)-tsan $(BUILD)-fuzz $(BUILD)-soak

@@ -58,6 +58,24 @@ if [ -c /dev/full ]; then
     [ $got = 74 ] || fail "standard output is full: exit $got"
     passed "a full standard output is an error"
 fi
+# A full disk during a checkpoint: said, the one before it stays whole, the run can go on there.
+mkdir "$work/small"
+if mount -t tmpfs -o size=2200k none "$work/small" 2>/dev/null; then
+    trap 'umount "$work/small" 2>/dev/null; rm -rf "$work"' EXIT INT TERM
+    got=0
+    run_tiny "$work/small/run" trainer.save_freq=1 >"$work/log" 2>&1 || got=$?
+    [ $got = 74 ] || { cat "$work/log"; fail "a full disk: exit $got"; }
+    grep -qiE 'no space|disk' "$work/log" || { cat "$work/log"; fail "a full disk is named"; }
+    "$PACELINE" inspect "$work/small/run" >"$work/out" 2>&1 || { cat "$work/out"; fail "the older checkpoint"; }
+    mount -o remount,size=64m "$work/small"
+    run_tiny "$work/small/run" trainer.save_freq=1 >"$work/log" 2>&1 || { cat "$work/log"; fail "after a full disk"; }
+    run_tiny "$work/roomy" >"$work/log" 2>&1
+    same "$(policy "$work/roomy" 4)" "$(policy "$work/small/run" 4)" "a run goes on after a full disk, same bits"
+    umount "$work/small"
+else
+    echo "skipped: no right to mount a small file system"
+fi
+
 # The run directory is one process's.
 run_tiny "$work/once" trainer.total_training_steps=1 >"$work/log" 2>&1
 expect 78 "resume_mode is disable" "a run directory that is taken" -- run_tiny "$work/once" trainer.resume_mode=disable
