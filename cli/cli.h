@@ -20,10 +20,10 @@ typedef enum cli_type { CLI_FLAG, CLI_INT, CLI_FLOAT, CLI_STRING, CLI_LIST } cli
 typedef struct cli_option {
     const char *name; /* without the dashes; NULL ends the table */
     cli_type type;
-    void *value;        /* int *, int64_t *, double *, const char **, cli_list * */
-    double min, max;    /* of numbers, inclusive */
-    const char *meta;   /* "FILE"; NULL for flags */
-    const char *help;   /* with the default */
+    void *value;      /* int *, int64_t *, double *, const char **, cli_list * */
+    double min, max;  /* of numbers, inclusive */
+    const char *meta; /* "FILE"; NULL for flags */
+    const char *help; /* with the default */
 } cli_option;
 
 enum { CLI_LIST_MAX = 16 };
@@ -70,13 +70,15 @@ typedef struct cli_model {
     char note[512]; /* why a faster backend was not taken */
 } cli_model;
 
-pl_status cli_model_open(cli_model *m, const cli_model_options *o, const pl_log *log, pl_error *err);
+pl_status cli_model_open(
+    cli_model *m, const cli_model_options *o, const pl_log *log, pl_error *err);
 void cli_model_close(cli_model *m);
 
 /* Backend and threads alone (doctor, bench). */
 pl_status cli_backend_open(cli_model *m, const char *isa, int64_t threads, pl_error *err);
 
-/* One line of a text file at a time, of at most 8 MiB.  Returns 1, 0 at the end, -1 with *err set. */
+/* One line of a text file at a time, of at most 8 MiB.  Returns 1, 0 at the end, -1 with *err set.
+ */
 typedef struct cli_lines {
     FILE *file;
     const char *name;

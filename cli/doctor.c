@@ -50,7 +50,8 @@ static void list_memory(void)
     printf("\nmemory           %.1f GB, %.1f GB free\n", (double)sysconf(_SC_PHYS_PAGES) * page,
         (double)sysconf(_SC_AVPHYS_PAGES) * page);
     if (getrlimit(RLIMIT_AS, &as) == 0 && as.rlim_cur != RLIM_INFINITY)
-        printf("  limit          %.1f GB of address space (ulimit -v)\n", (double)as.rlim_cur / 1e9);
+        printf(
+            "  limit          %.1f GB of address space (ulimit -v)\n", (double)as.rlim_cur / 1e9);
 }
 
 int cmd_doctor(int argc, char **argv)

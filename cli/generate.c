@@ -91,8 +91,8 @@ static pl_status add_messages(generate *g, json_t *list, const char *where, pl_e
         m[i].content = json_string_value(json_object_get(x, "content"));
         if (!m[i].role || !m[i].content) {
             free(m);
-            return pl_fail(err, PL_E_FORMAT,
-                "%s: message %zu has no string 'role' and 'content'", where, i);
+            return pl_fail(
+                err, PL_E_FORMAT, "%s: message %zu has no string 'role' and 'content'", where, i);
         }
     }
     const pl_status st = pl_chat_encode(g->m.tokenizer, m, (int)n, &ids, &n_ids, err);
@@ -116,7 +116,8 @@ static pl_status add_line(generate *g, const char *text, size_t n, const char *w
     else if (json_is_array(p))
         st = add_messages(g, p, where, err);
     else
-        st = pl_fail(err, PL_E_FORMAT, "%s: no 'prompt' that is a string or a list of messages", where);
+        st = pl_fail(
+            err, PL_E_FORMAT, "%s: no 'prompt' that is a string or a list of messages", where);
     json_decref(root);
     return st;
 }
@@ -263,12 +264,20 @@ static pl_status submit_all(generate *g, pl_engine *e, pl_error *err)
 {
     for (int p = 0; p < g->n_prompts; p++)
         for (int k = 0; k < g->n; k++) {
-            const pl_request r = {.uid = (uint32_t)(p * g->n + k), .group = (uint32_t)p,
-                .prompt = g->list[p].ids, .n_prompt = g->list[p].n_ids,
-                .max_tokens = (int)g->max_tokens, .temperature = (float)g->temperature,
-                .top_p = (float)g->top_p, .min_p = (float)g->min_p, .top_k = (int)g->top_k,
-                .noise_key = pl_noise_key((uint64_t)g->seed), .purpose = PL_NOISE_SAMPLE,
-                .ignore_eos = g->ignore_eos, .stop = g->stop.items, .n_stop = g->stop.n};
+            const pl_request r = {.uid = (uint32_t)(p * g->n + k),
+                .group = (uint32_t)p,
+                .prompt = g->list[p].ids,
+                .n_prompt = g->list[p].n_ids,
+                .max_tokens = (int)g->max_tokens,
+                .temperature = (float)g->temperature,
+                .top_p = (float)g->top_p,
+                .min_p = (float)g->min_p,
+                .top_k = (int)g->top_k,
+                .noise_key = pl_noise_key((uint64_t)g->seed),
+                .purpose = PL_NOISE_SAMPLE,
+                .ignore_eos = g->ignore_eos,
+                .stop = g->stop.items,
+                .n_stop = g->stop.n};
             const pl_status st = pl_engine_submit(e, &r, err);
             if (st != PL_OK)
                 return st;
@@ -337,8 +346,13 @@ static void close_all(generate *g)
 
 int cmd_generate(int argc, char **argv)
 {
-    generate g = {.model = {.isa = "auto"}, .n = 1, .max_tokens = 256, .batch = 32,
-        .temperature = 1, .top_p = 1, .log = {PL_LOG_WARN, 2, 0}};
+    generate g = {.model = {.isa = "auto"},
+        .n = 1,
+        .max_tokens = 256,
+        .batch = 32,
+        .temperature = 1,
+        .top_p = 1,
+        .log = {PL_LOG_WARN, 2, 0}};
     const cli_option options[] = {
         {"model", CLI_STRING, &g.model.path, 0, 0, "PATH", "GGUF file or Hugging Face directory"},
         {"prompt", CLI_STRING, &g.prompt, 0, 0, "TEXT", "one user message"},
@@ -351,7 +365,8 @@ int cmd_generate(int argc, char **argv)
         {"top-p", CLI_FLOAT, &g.top_p, 0, 1, "P", "keep the likeliest tokens up to mass P (1)"},
         {"min-p", CLI_FLOAT, &g.min_p, 0, 1, "P", "drop tokens below P times the likeliest (0)"},
         {"seed", CLI_INT, &g.seed, 0, 9e18, "S", "of the noise; same seed, same text (0)"},
-        {"max-tokens", CLI_INT, &g.max_tokens, 1, 1 << 24, "N", "new tokens a sample, at most (256)"},
+        {"max-tokens", CLI_INT, &g.max_tokens, 1, 1 << 24, "N",
+            "new tokens a sample, at most (256)"},
         {"stop", CLI_LIST, &g.stop, 0, 0, "TEXT", "end a sample after this text; may be repeated"},
         {"ignore-eos", CLI_FLAG, &g.ignore_eos, 0, 0, NULL, "go on after the end token (benches)"},
         {"threads", CLI_INT, &g.model.threads, 0, 1024, "N", "0: one a core (0)"},

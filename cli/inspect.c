@@ -1,5 +1,5 @@
-/* cli/inspect.c - paceline inspect: what stands in a model file, a model directory, a checkpoint or a
- * run directory; paceline tiny: a random model to try things with. */
+/* cli/inspect.c - paceline inspect: what stands in a model file, a model directory, a checkpoint or
+ * a run directory; paceline tiny: a random model to try things with. */
 #include "cli/cli.h"
 #include "core/file.h"
 #include "trainer/trainer.h"
@@ -67,8 +67,8 @@ int cmd_inspect(int argc, char **argv)
     pl_error err = {0};
     int n, helped;
 
-    pl_status st = cli_parse(
-        argc, argv, "inspect PATH (model, checkpoint or run directory)", options, &n, &helped, &err);
+    pl_status st = cli_parse(argc, argv, "inspect PATH (model, checkpoint or run directory)",
+        options, &n, &helped, &err);
     if (st == PL_OK && helped)
         return 0;
     if (st == PL_OK && n != 1)

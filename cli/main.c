@@ -7,13 +7,15 @@
 #include <string.h>
 
 static const cli_command commands[] = {
-    {"run", cmd_run, "post-train a model by reinforcement learning: paceline run CONFIG [key=value ...]"},
+    {"run", cmd_run,
+        "post-train a model by reinforcement learning: paceline run CONFIG [key=value ...]"},
     {"generate", cmd_generate, "sample responses"},
     {"score", cmd_score, "log-probs of given tokens or texts"},
     {"tokenize", cmd_tokenize, "text to token ids and back"},
     {"inspect", cmd_inspect, "what a model file, model directory or checkpoint holds"},
     {"doctor", cmd_doctor, "what this machine can do, what is used and why; self-test"},
-    {"bench", cmd_bench, "measure against the machine: decode, verify, prefill, train, start, memory"},
+    {"bench", cmd_bench,
+        "measure against the machine: decode, verify, prefill, train, start, memory"},
     {"tiny", cmd_tiny, "write a tiny random model, to try things without a download"},
 };
 enum { N_COMMANDS = sizeof commands / sizeof commands[0] };
@@ -24,7 +26,8 @@ static void print_help(FILE *out)
     for (int i = 0; i < N_COMMANDS; i++)
         fprintf(out, "  %-10s %s\n", commands[i].name, commands[i].summary);
     fprintf(out,
-        "\npaceline COMMAND --help shows the options of a command, paceline run --help-config every\n"
+        "\npaceline COMMAND --help shows the options of a command, paceline run --help-config "
+        "every\n"
         "configuration key.  Exit codes: 0, 64 usage, 65 bad data, 66 no input, 69 peer gone,\n"
         "70 internal, 74 I/O, 75 interrupted but checkpointed, 78 configuration.\n");
 }
@@ -37,7 +40,8 @@ int main(int argc, char **argv)
         print_help(stderr);
         return pl_status_exit_code(PL_E_USAGE);
     }
-    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 || strcmp(argv[1], "help") == 0) {
+    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 ||
+        strcmp(argv[1], "help") == 0) {
         print_help(stdout);
         return 0;
     }

@@ -12,8 +12,7 @@ pl_status cli_backend_open(cli_model *m, const char *isa, int64_t threads, pl_er
     const int which = pl_isa_parse(isa);
 
     if (which < 0)
-        return pl_fail(
-            err, PL_E_USAGE, "--isa '%s' is none of auto, amx, avx512, avx2, ref", isa);
+        return pl_fail(err, PL_E_USAGE, "--isa '%s' is none of auto, amx, avx512, avx2, ref", isa);
     pl_fp_enter();
     pl_cpu_read(&m->cpu);
     const pl_status st =
@@ -75,8 +74,8 @@ pl_status cli_lines_open(cli_lines *l, const char *path, pl_error *err)
     l->name = strcmp(path, "-") == 0 ? "stdin" : path;
     l->file = strcmp(path, "-") == 0 ? stdin : fopen(path, "r");
     if (!l->file)
-        return pl_fail(err, errno == ENOENT ? PL_E_NOENT : PL_E_IO, "'%s': %s", path,
-            strerror(errno));
+        return pl_fail(
+            err, errno == ENOENT ? PL_E_NOENT : PL_E_IO, "'%s': %s", path, strerror(errno));
     return PL_OK;
 }
 

@@ -90,8 +90,8 @@ static pl_status set_value(const cli_option *o, const char *text, pl_error *err)
         return PL_OK;
     case CLI_LIST:
         if (list->n == CLI_LIST_MAX)
-            return pl_fail(err, PL_E_USAGE, "--%s is given more than %d times", o->name,
-                (int)CLI_LIST_MAX);
+            return pl_fail(
+                err, PL_E_USAGE, "--%s is given more than %d times", o->name, (int)CLI_LIST_MAX);
         list->items[list->n++] = text;
         return PL_OK;
     }
@@ -105,8 +105,8 @@ pl_status cli_parse(int argc, char **argv, const char *usage, const cli_option *
     int n = 0, index = 0;
 
     for (; options[n].name && n < MAX_OPTIONS; n++)
-        longs[n] = (struct option){
-            options[n].name, options[n].type == CLI_FLAG ? no_argument : required_argument, NULL, 0};
+        longs[n] = (struct option){options[n].name,
+            options[n].type == CLI_FLAG ? no_argument : required_argument, NULL, 0};
     longs[n] = (struct option){"help", no_argument, NULL, 'h'};
     *helped = 0;
     optind = 1;

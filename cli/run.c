@@ -31,12 +31,12 @@ typedef struct run {
     pl_trainer *trainer;
     pl_metrics *metrics;
     pl_run_state state;
-    int64_t saved_step;        /* of the newest checkpoint */
+    int64_t saved_step; /* of the newest checkpoint */
     int lock_fd;
     run_batch batch, eval;
     const pl_prompt **prompts; /* [train_batch_size] of the step */
     const pl_prompt **held_out;
-    pl_engine_stats totals;    /* of the training rollouts */
+    pl_engine_stats totals; /* of the training rollouts */
     int n_lines;
     double save_s;
     double elapsed_before; /* seconds of earlier sittings */
@@ -73,8 +73,8 @@ static pl_status open_data(run *r, pl_error *err)
 {
     const pl_data_options *d = &r->config.data;
 
-    pl_status st = pl_dataset_open(
-        &r->train, d->train_files, r->m.tokenizer, (int)d->max_prompt_length, err);
+    pl_status st =
+        pl_dataset_open(&r->train, d->train_files, r->m.tokenizer, (int)d->max_prompt_length, err);
     if (st == PL_OK)
         st = check_rewards(r->train, d->train_files, err);
     if (st != PL_OK || !d->val_files[0])
@@ -200,16 +200,18 @@ static pl_status open_engine_and_trainer(run *r, pl_error *err)
     pl_actor_options actor = r->config.actor;
     snprintf(actor.activations, sizeof actor.activations, "%s",
         r->plan.keep ? "keep" : "recompute"); /* what the plan decided, when it was asked to */
-    r->m.masters = NULL; /* taken, also on failure */
+    r->m.masters = NULL;                      /* taken, also on failure */
     return pl_trainer_new(&r->trainer, r->m.model, masters, &actor,
-        longest + (int)r->config.data.max_response_length,
-        r->config.trainer.total_training_steps, &r->log, err);
+        longest + (int)r->config.data.max_response_length, r->config.trainer.total_training_steps,
+        &r->log, err);
 }
 
 static pl_status open_run(run *r, int dry_run, pl_error *err)
 {
     const cli_model_options mo = {.path = r->config.rollout.model_path,
-        .isa = r->config.trainer.isa, .threads = r->config.trainer.threads, .with_backward = 1};
+        .isa = r->config.trainer.isa,
+        .threads = r->config.trainer.threads,
+        .with_backward = 1};
 
     pl_status st = cli_model_open(&r->m, &mo, &r->log, err);
     if (st == PL_OK)
@@ -247,9 +249,11 @@ static pl_status open_run(run *r, int dry_run, pl_error *err)
 
 static run_sampling held_out_sampling(const run *r)
 {
-    return (run_sampling){.temperature = (float)r->config.rollout.val_temperature, .top_p = 1,
+    return (run_sampling){.temperature = (float)r->config.rollout.val_temperature,
+        .top_p = 1,
         .max_tokens = (int)r->config.data.max_response_length,
-        .seed = (uint64_t)r->config.rollout.seed, .purpose = PL_NOISE_EVAL};
+        .seed = (uint64_t)r->config.rollout.seed,
+        .purpose = PL_NOISE_EVAL};
 }
 
 /* n_prompts held-out prompts, the same noise at every call. */
@@ -315,10 +319,13 @@ static void print_step(run *r, const pl_step_stats *u)
 {
     const run_lengths l = run_measure_lengths(&r->batch);
     const run_step_line line = {.step = r->state.step,
-        .total = r->config.trainer.total_training_steps, .reward = run_batch_reward(&r->batch),
-        .length_mean = l.mean, .length_max = l.max,
+        .total = r->config.trainer.total_training_steps,
+        .reward = run_batch_reward(&r->batch),
+        .length_mean = l.mean,
+        .length_max = l.max,
         .rate = (double)r->batch.stats.n_emitted / r->batch.seconds,
-        .acceptance = run_acceptance_length(&r->batch.stats), .rollout_s = r->batch.seconds,
+        .acceptance = run_acceptance_length(&r->batch.stats),
+        .rollout_s = r->batch.seconds,
         .update_s = u->update_s};
     run_print_step(&line, r->n_lines++ % 20 == 0);
 }
@@ -326,9 +333,13 @@ static void print_step(run *r, const pl_step_stats *u)
 static pl_status roll_out(run *r, pl_error *err)
 {
     const run_rollout_options *o = &r->config.rollout;
-    const run_sampling s = {.temperature = (float)o->temperature, .top_p = (float)o->top_p,
-        .min_p = (float)o->min_p, .top_k = (int)o->top_k, .ignore_eos = o->ignore_eos,
-        .max_tokens = (int)r->config.data.max_response_length, .seed = (uint64_t)o->seed,
+    const run_sampling s = {.temperature = (float)o->temperature,
+        .top_p = (float)o->top_p,
+        .min_p = (float)o->min_p,
+        .top_k = (int)o->top_k,
+        .ignore_eos = o->ignore_eos,
+        .max_tokens = (int)r->config.data.max_response_length,
+        .seed = (uint64_t)o->seed,
         .purpose = PL_NOISE_SAMPLE};
     const int n = (int)r->config.data.train_batch_size;
 
@@ -370,13 +381,14 @@ static pl_status run_step(run *r, pl_error *err)
 
     /* 3. Records, then the checkpoint; a failed one is said and the run goes on. */
     if (st == PL_OK)
-        st = pl_rollouts_write(run_dir(r), step, r->batch.samples,
-            r->batch.n_groups * r->batch.n, rolled_out_by, err);
+        st = pl_rollouts_write(
+            run_dir(r), step, r->batch.samples, r->batch.n_groups * r->batch.n, rolled_out_by, err);
     r->save_s = 0;
     if (st == PL_OK && freq > 0 && step % freq == 0) {
         pl_error lost = {0};
         if (save(r, &lost) != PL_OK)
-            pl_log_error(&r->log, "checkpoint of step %lld: %s; the one before it is whole, continuing",
+            pl_log_error(&r->log,
+                "checkpoint of step %lld: %s; the one before it is whole, continuing",
                 (long long)step, lost.msg);
     }
     if (st == PL_OK)
@@ -390,8 +402,8 @@ static pl_status run_step(run *r, pl_error *err)
 static int same_response(const pl_response *a, const pl_response *b)
 {
     return a->n_tokens == b->n_tokens &&
-        memcmp(a->tokens, b->tokens, (size_t)a->n_tokens * sizeof *a->tokens) == 0 &&
-        memcmp(a->logprobs, b->logprobs, (size_t)a->n_tokens * sizeof *a->logprobs) == 0;
+           memcmp(a->tokens, b->tokens, (size_t)a->n_tokens * sizeof *a->tokens) == 0 &&
+           memcmp(a->logprobs, b->logprobs, (size_t)a->n_tokens * sizeof *a->logprobs) == 0;
 }
 
 /* Held-out prompts with and without speculation, outputs compared. */
@@ -516,17 +528,19 @@ static void print_config(const run *r, int with_help)
 int cmd_run(int argc, char **argv)
 {
     run r = {.log = {PL_LOG_INFO, STDERR_FILENO, isatty(STDERR_FILENO)},
-        .report = {.is_tty = isatty(STDERR_FILENO), .t0 = run_seconds()}, .lock_fd = -1};
+        .report = {.is_tty = isatty(STDERR_FILENO), .t0 = run_seconds()},
+        .lock_fd = -1};
     int dry_run = 0, help_config = 0, n, helped;
     const cli_option options[] = {
-        {"dry-run", CLI_FLAG, &dry_run, 0, 0, NULL, "print the resolved config and the memory plan"},
+        {"dry-run", CLI_FLAG, &dry_run, 0, 0, NULL,
+            "print the resolved config and the memory plan"},
         {"help-config", CLI_FLAG, &help_config, 0, 0, NULL, "every key, its range and its default"},
         {0},
     };
     pl_error err = {0};
 
-    pl_status st = cli_parse(
-        argc, argv, "run CONFIG [key=value ...] [--dry-run]", options, &n, &helped, &err);
+    pl_status st =
+        cli_parse(argc, argv, "run CONFIG [key=value ...] [--dry-run]", options, &n, &helped, &err);
     if (st == PL_OK && helped)
         return 0;
     if (st == PL_OK && help_config) {

@@ -57,8 +57,8 @@ typedef struct run_plan {
     size_t weights, optimizer, gradients, activations, reference, passes, other, total;
     int keep; /* activations */
 } run_plan;
-void run_plan_make(const run_config *c, const pl_arch *a, int longest_prompt, int n_threads,
-    run_plan *out);
+void run_plan_make(
+    const run_config *c, const pl_arch *a, int longest_prompt, int n_threads, run_plan *out);
 void run_plan_print(const run_plan *p, FILE *out);
 /* Errors: PL_E_NOMEM when the machine has less than the plan. */
 pl_status run_plan_check(const run_plan *p, pl_error *err);
@@ -66,9 +66,9 @@ pl_status run_plan_check(const run_plan *p, pl_error *err);
 /* ---- what the user sees ---- */
 
 typedef struct run_report {
-    int is_tty;       /* stderr: a progress bar may be drawn */
+    int is_tty; /* stderr: a progress bar may be drawn */
     int width;
-    double t0;        /* when the command began, monotonic seconds */
+    double t0; /* when the command began, monotonic seconds */
 } run_report;
 double run_seconds(void);
 void run_progress(const run_report *r, const char *phase, double done, const char *detail);
@@ -84,7 +84,7 @@ void run_print_step(const run_step_line *l, int with_heading);
 
 /* The same prompts with speculation on and off. */
 typedef struct run_comparison {
-    int n_samples, n_different;   /* samples whose tokens or log-probs differ: 0 by law */
+    int n_samples, n_different; /* samples whose tokens or log-probs differ: 0 by law */
     int64_t n_tokens;
     double on_s, off_s, acceptance;
 } run_comparison;
@@ -120,8 +120,8 @@ typedef struct run_sampling {
 
 /* Generate n samples of each prompt, decode and score them.  Errors: PL_E_STOPPED after a signal;
  * those of the engine and of the rewards. */
-pl_status run_batch_collect(run_batch *b, pl_engine *e, const pl_tokenizer *tok,
-    const run_sampling *s, pl_error *err);
+pl_status run_batch_collect(
+    run_batch *b, pl_engine *e, const pl_tokenizer *tok, const run_sampling *s, pl_error *err);
 void run_batch_done(run_batch *b);
 double run_batch_reward(const run_batch *b);
 

@@ -18,11 +18,13 @@ static const pl_config_key rollout_keys[] = {
     {ROLLOUT "temperature", R(temperature), PL_FLOAT, 0.01, 100, "1.0", NULL,
         "of the samples; log-probs are taken at it"},
     {ROLLOUT "top_k", R(top_k), PL_INT, 0, 1e9, "0", NULL, "keep the likeliest tokens; 0: all"},
-    {ROLLOUT "top_p", R(top_p), PL_FLOAT, 0, 1, "1.0", NULL, "keep the likeliest tokens up to this mass"},
+    {ROLLOUT "top_p", R(top_p), PL_FLOAT, 0, 1, "1.0", NULL,
+        "keep the likeliest tokens up to this mass"},
     {ROLLOUT "min_p", R(min_p), PL_FLOAT, 0, 1, "0", NULL,
         "drop tokens below this share of the likeliest"},
     {ROLLOUT "seed", R(seed), PL_INT, 0, 9007199254740991.0, "0", NULL, "keys the sampling noise"},
-    {ROLLOUT "max_num_seqs", R(max_num_seqs), PL_INT, 1, 1024, "64", NULL, "samples decoded at once"},
+    {ROLLOUT "max_num_seqs", R(max_num_seqs), PL_INT, 1, 1024, "64", NULL,
+        "samples decoded at once"},
     {ROLLOUT "max_num_batched_tokens", R(max_rows), PL_INT, 64, 65536, "256", NULL,
         "rows of one pass: prefill, decode and drafts together"},
     {ROLLOUT "num_workers", R(num_workers), PL_INT, 0, 0, "0", NULL,
@@ -103,7 +105,7 @@ static int parse_fixed(const char *text, int *steps, int *verify)
 {
     int topk, n = 0;
     return sscanf(text, "fixed:%d_%d_%d%n", steps, &topk, verify, &n) == 3 && text[n] == 0 &&
-        *steps >= 1 && *steps <= 63 && topk >= 1 && *verify >= 2 && *verify <= PL_DRAFT_MAX;
+           *steps >= 1 && *steps <= 63 && topk >= 1 && *verify >= 2 && *verify <= PL_DRAFT_MAX;
 }
 
 static pl_status check(const run_config *c, pl_error *err)
@@ -140,8 +142,7 @@ pl_status run_config_load(
 
     memset(c, 0, sizeof *c);
     run_config_sections(c, sections);
-    const pl_status st =
-        pl_config_load(sections, RUN_SECTIONS, aliases, path, overrides, n, err);
+    const pl_status st = pl_config_load(sections, RUN_SECTIONS, aliases, path, overrides, n, err);
     if (st != PL_OK || (path == NULL && n == 0))
         return st;
     if (!c->trainer.default_local_dir[0] &&

@@ -6,7 +6,8 @@
 run_lengths run_measure_lengths(const run_batch *b)
 {
     const int n = b->n_groups * b->n;
-    run_lengths l = {.min = b->responses[0].n_tokens, .reward_max = (double)b->samples[0].reward,
+    run_lengths l = {.min = b->responses[0].n_tokens,
+        .reward_max = (double)b->samples[0].reward,
         .reward_min = (double)b->samples[0].reward};
 
     for (int i = 0; i < n; i++) {
@@ -64,4 +65,3 @@ pl_status run_record_step(pl_metrics *metrics, int64_t step, const run_batch *b,
     };
     return pl_metrics_put(metrics, step, m, (int)(sizeof m / sizeof m[0]), err);
 }
-

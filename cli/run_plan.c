@@ -24,8 +24,8 @@ static size_t memory_available(void)
     return bytes;
 }
 
-void run_plan_make(const run_config *c, const pl_arch *a, int longest_prompt, int n_threads,
-    run_plan *out)
+void run_plan_make(
+    const run_config *c, const pl_arch *a, int longest_prompt, int n_threads, run_plan *out)
 {
     const size_t available = memory_available();
     const int max_len = longest_prompt + (int)c->data.max_response_length;
@@ -46,7 +46,7 @@ void run_plan_make(const run_config *c, const pl_arch *a, int longest_prompt, in
     out->keep = t.keep;
     out->other = OTHER_BYTES;
     out->total = out->weights + out->optimizer + out->gradients + out->activations +
-        out->reference + out->passes + out->other;
+                 out->reference + out->passes + out->other;
 }
 
 static void line(FILE *out, const char *what, size_t n, const char *note)

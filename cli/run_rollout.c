@@ -70,10 +70,17 @@ static pl_status submit(run_batch *b, pl_engine *e, const run_sampling *s, pl_er
     for (int g = 0; g < b->n_groups; g++)
         for (int k = 0; k < b->n; k++) {
             const uint32_t uid = b->first_uid + (uint32_t)(g * b->n + k);
-            const pl_request r = {.uid = uid, .group = uid / (uint32_t)b->n,
-                .prompt = b->prompts[g]->ids, .n_prompt = b->prompts[g]->n_ids,
-                .max_tokens = s->max_tokens, .temperature = s->temperature, .top_p = s->top_p,
-                .min_p = s->min_p, .top_k = s->top_k, .noise_key = key, .purpose = s->purpose,
+            const pl_request r = {.uid = uid,
+                .group = uid / (uint32_t)b->n,
+                .prompt = b->prompts[g]->ids,
+                .n_prompt = b->prompts[g]->n_ids,
+                .max_tokens = s->max_tokens,
+                .temperature = s->temperature,
+                .top_p = s->top_p,
+                .min_p = s->min_p,
+                .top_k = s->top_k,
+                .noise_key = key,
+                .purpose = s->purpose,
                 .ignore_eos = s->ignore_eos,
                 /* Held-out samples repeat with the same noise: a drafter that remembered the last
                  * evaluation would know the answers, and its figures would say nothing. */
@@ -103,8 +110,8 @@ static pl_status finish_samples(run_batch *b, const pl_tokenizer *tok, pl_error 
     return PL_OK;
 }
 
-pl_status run_batch_collect(run_batch *b, pl_engine *e, const pl_tokenizer *tok,
-    const run_sampling *s, pl_error *err)
+pl_status run_batch_collect(
+    run_batch *b, pl_engine *e, const pl_tokenizer *tok, const run_sampling *s, pl_error *err)
 {
     const int total = b->n_groups * b->n;
     const double t0 = run_seconds();

@@ -37,8 +37,8 @@ static pl_status read_tokens(score *s, json_t *list, const char *where, pl_error
         const json_t *x = json_array_get(list, i);
         const json_int_t id = json_integer_value(x);
         if (!json_is_integer(x) || id < 0 || id >= vocab)
-            return pl_fail(err, PL_E_FORMAT, "%s: token %zu is not an id of 0 .. %d", where, i,
-                vocab - 1);
+            return pl_fail(
+                err, PL_E_FORMAT, "%s: token %zu is not an id of 0 .. %d", where, i, vocab - 1);
         s->ids[i] = (int32_t)id;
     }
     s->n_ids = (int)n;
@@ -174,13 +174,14 @@ static pl_status open_pass(score *s, pl_error *err)
         s->max_ctx = a->n_ctx;
     if (s->top > a->n_vocab)
         s->top = a->n_vocab;
-    const pl_pass_options o = {.max_rows = PASS_ROWS, .max_logits = LOGIT_ROWS, .max_segments = 1,
+    const pl_pass_options o = {.max_rows = PASS_ROWS,
+        .max_logits = LOGIT_ROWS,
+        .max_segments = 1,
         .max_ctx = (int)s->max_ctx};
     const pl_status st = pl_pass_new(&s->pass, s->m.model, &o, err);
     if (st != PL_OK)
         return st;
-    return pl_kv_pool_new(
-        &s->pool, a, ((int)s->max_ctx + PL_BLOCK - 1) / PL_BLOCK, err);
+    return pl_kv_pool_new(&s->pool, a, ((int)s->max_ctx + PL_BLOCK - 1) / PL_BLOCK, err);
 }
 
 static pl_status score_input(score *s, pl_error *err)

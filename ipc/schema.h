@@ -15,8 +15,8 @@ typedef enum pl_finish {
 
 /* What a rollout worker is asked for: one sample. */
 typedef struct pl_request {
-    uint32_t uid;   /* NUMERICS 3 */
-    uint32_t group; /* samples with one group share a prompt and its cache */
+    uint32_t uid;          /* NUMERICS 3 */
+    uint32_t group;        /* samples with one group share a prompt and its cache */
     const int32_t *prompt; /* [n_prompt] borrowed until the response is done */
     int n_prompt;
     int max_tokens; /* of the response, >= 1 */
@@ -30,21 +30,22 @@ typedef struct pl_request {
     uint64_t prompt_key; /* identifies the prompt across epochs (suffix drafter); 0: none */
 } pl_request;
 
-/* What comes back.  Never depends on workers, threads, ISA or drafter, but for the spec_ counters. */
+/* What comes back.  Never depends on workers, threads, ISA or drafter, but for the spec_ counters.
+ */
 typedef struct pl_response {
     uint32_t uid;
     uint32_t group;
     int n_prompt;
-    const int32_t *prompt;  /* [n_prompt] */
-    int n_tokens;           /* the end token included */
-    int32_t *tokens;        /* [n_tokens] */
-    float *logprobs;        /* [n_tokens] */
-    uint8_t *token_source;  /* [n_tokens] pl_draft_source */
+    const int32_t *prompt; /* [n_prompt] */
+    int n_tokens;          /* the end token included */
+    int32_t *tokens;       /* [n_tokens] */
+    float *logprobs;       /* [n_tokens] */
+    uint8_t *token_source; /* [n_tokens] pl_draft_source */
     pl_finish finish;
     uint32_t policy_version;
     int spec_num_draft_tokens;    /* proposed, the root not counted */
     int spec_num_accepted_tokens; /* of those, emitted */
-    int spec_num_verify_steps;    /* target passes that emitted for this sample (prefill's counts) */
+    int spec_num_verify_steps; /* target passes that emitted for this sample (prefill's counts) */
     float temperature;
 } pl_response;
 

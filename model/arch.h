@@ -26,7 +26,7 @@ typedef struct pl_arch {
     pl_rope_type rope_type;
     double rope_factor, rope_low_freq_factor, rope_high_freq_factor; /* llama3 only */
     int rope_original_ctx;                                           /* llama3 only */
-    int bos_id;             /* -1: none */
+    int bos_id;                                                      /* -1: none */
     int eos_ids[PL_MAX_EOS]; /* generation stops at any of them */
     int n_eos;
 } pl_arch;
@@ -37,16 +37,16 @@ pl_status pl_arch_check(const pl_arch *a, pl_error *err);
 
 /* The tensors of a model, in file and in memory order. */
 typedef enum pl_param_kind {
-    PL_P_EMBED,     /* [V, C] */
-    PL_P_ATTN_NORM, /* [C]          per layer from here */
-    PL_P_Q,         /* [H * D, C]   rows in Hugging Face order (RoPE pairs d and d + D/2) */
-    PL_P_K,         /* [Hkv * D, C] */
-    PL_P_V,         /* [Hkv * D, C] */
-    PL_P_O,         /* [C, H * D] */
-    PL_P_FFN_NORM,  /* [C] */
-    PL_P_GATE,      /* [F, C] */
-    PL_P_UP,        /* [F, C] */
-    PL_P_DOWN,      /* [C, F]       to here */
+    PL_P_EMBED,      /* [V, C] */
+    PL_P_ATTN_NORM,  /* [C]          per layer from here */
+    PL_P_Q,          /* [H * D, C]   rows in Hugging Face order (RoPE pairs d and d + D/2) */
+    PL_P_K,          /* [Hkv * D, C] */
+    PL_P_V,          /* [Hkv * D, C] */
+    PL_P_O,          /* [C, H * D] */
+    PL_P_FFN_NORM,   /* [C] */
+    PL_P_GATE,       /* [F, C] */
+    PL_P_UP,         /* [F, C] */
+    PL_P_DOWN,       /* [C, F]       to here */
     PL_P_FINAL_NORM, /* [C] */
     PL_P_HEAD,       /* [V, C], only when not tied */
 } pl_param_kind;

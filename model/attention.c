@@ -1,7 +1,8 @@
 /* model/attention.c - attention of one layer over paged keys, for chains and for trees.
  *
- * The order is that of NUMERICS 2: blocks of 64 logical positions counted from the sample's position
- * 0, each block on its own (maximum, rounded weights, sum, product), combined in ascending order.
+ * The order is that of NUMERICS 2: blocks of 64 logical positions counted from the sample's
+ * position 0, each block on its own (maximum, rounded weights, sum, product), combined in ascending
+ * order.
  *
  * Chains have their keys in the pages, so each block is two small products over the page.  The rows
  * of a tree have their own keys in scratch: siblings share a position, so they cannot stand in a
@@ -62,18 +63,26 @@ static void gather_queries(const item *it)
     const model_dims *d = &it->p->dims;
     for (int i = 0; i < it->n; i++)
         memcpy(it->s->q + (size_t)i * (size_t)d->dp,
-            it->a->q + ((size_t)row_of(it, i) * (size_t)d->h + (size_t)query_head(it, i)) *
-                (size_t)d->dp,
+            it->a->q +
+                ((size_t)row_of(it, i) * (size_t)d->h + (size_t)query_head(it, i)) * (size_t)d->dp,
             (size_t)d->dp * sizeof *it->s->q);
 }
 
 /* Scores of attention rows first .. n-1 against n_keys packed keys. */
-static void score(const item *it, int first, const uint16_t *keys, int n_keys, float *out, size_t ld)
+static void score(
+    const item *it, int first, const uint16_t *keys, int n_keys, float *out, size_t ld)
 {
     const model_dims *d = &it->p->dims;
-    const pl_gemm g = {.x = it->s->q + (size_t)first * (size_t)d->dp, .ldx = (size_t)d->dp,
-        .w = keys, .y = out + (size_t)first * ld, .ldy = ld, .m = it->n - first, .n = n_keys,
-        .k = d->dp, .panel_end = pl_pad32(n_keys) / 32, .scratch = it->s->gemm};
+    const pl_gemm g = {.x = it->s->q + (size_t)first * (size_t)d->dp,
+        .ldx = (size_t)d->dp,
+        .w = keys,
+        .y = out + (size_t)first * ld,
+        .ldy = ld,
+        .m = it->n - first,
+        .n = n_keys,
+        .k = d->dp,
+        .panel_end = pl_pad32(n_keys) / 32,
+        .scratch = it->s->gemm};
     it->p->m->ops->gemm(&g);
 }
 
@@ -82,18 +91,18 @@ static float attention_scale(const item *it)
     return 1.0f / __builtin_sqrtf((float)it->p->dims.d);
 }
 
-/* Ask for the keys and values of a block while the one before it is computed: pages lie far apart, so
- * the hardware does not guess them. */
+/* Ask for the keys and values of a block while the one before it is computed: pages lie far apart,
+ * so the hardware does not guess them. */
 static void prefetch_block(const item *it, int block)
 {
-    const char *k = (const char *)kv_k(it->p->pool, it->seg->s.kv->pages[block],
-        it->layer * it->p->kv_layer_stride, it->head);
+    const char *k = (const char *)kv_k(
+        it->p->pool, it->seg->s.kv->pages[block], it->layer * it->p->kv_layer_stride, it->head);
     for (size_t i = 0; i < it->p->pool->head_elements * sizeof(uint16_t); i += 64)
         __builtin_prefetch(k + i, 0, 2);
 }
 
-/* One block of pages for attention rows first .. n-1; row i sees keys up to its position (limit < 0)
- * or the whole block (limit = 64). */
+/* One block of pages for attention rows first .. n-1; row i sees keys up to its position (limit <
+ * 0) or the whole block (limit = 64). */
 static void page_block(const item *it, int first, int block, int limit)
 {
     const model_dims *d = &it->p->dims;
@@ -109,15 +118,20 @@ static void page_block(const item *it, int first, int block, int limit)
         ops->attn_softmax(s->probs + (size_t)i * PL_BLOCK, &s->block_m[i], &s->block_l[i],
             s->scores + (size_t)i * PL_BLOCK, valid, scale);
     }
-    const pl_gemm g = {.x = s->probs + (size_t)first * PL_BLOCK, .ldx = PL_BLOCK,
+    const pl_gemm g = {.x = s->probs + (size_t)first * PL_BLOCK,
+        .ldx = PL_BLOCK,
         .w = kv_v(it->p->pool, page, layer, it->head),
-        .y = s->o_block + (size_t)first * (size_t)d->dp, .ldy = (size_t)d->dp, .m = it->n - first,
-        .n = d->d, .k = PL_BLOCK, .panel_end = d->dp / 32, .scratch = s->gemm};
+        .y = s->o_block + (size_t)first * (size_t)d->dp,
+        .ldy = (size_t)d->dp,
+        .m = it->n - first,
+        .n = d->d,
+        .k = PL_BLOCK,
+        .panel_end = d->dp / 32,
+        .scratch = s->gemm};
     ops->gemm(&g);
     for (int i = first; i < it->n; i++)
         ops->attn_combine(state_o(it, i), state_m(it, i), state_l(it, i),
-            s->o_block + (size_t)i * (size_t)d->dp, s->block_m[i], s->block_l[i], d->d,
-            block == 0);
+            s->o_block + (size_t)i * (size_t)d->dp, s->block_m[i], s->block_l[i], d->d, block == 0);
 }
 
 static void finish(const item *it)
@@ -154,8 +168,8 @@ static void attend_chain(const item *it)
 static void gather_tail_v(const item *it, int block, int n)
 {
     const model_dims *d = &it->p->dims;
-    const uint16_t *v = kv_v(it->p->pool, it->seg->s.kv->pages[block],
-        it->layer * it->p->kv_layer_stride, it->head);
+    const uint16_t *v = kv_v(
+        it->p->pool, it->seg->s.kv->pages[block], it->layer * it->p->kv_layer_stride, it->head);
 
     for (int t = 0; t < d->dp; t += 16)
         for (int key = 0; key < n; key++) {
@@ -180,9 +194,9 @@ static void pack_tree_keys(const item *it)
 
     memset(it->s->tree_k, 0, pl_packed_elements(n, d->d) * sizeof *it->s->tree_k);
     for (int r = 0; r < n; r++) {
-        const uint16_t *k = it->a->k +
-            ((size_t)(it->seg->row_begin + r) * (size_t)d->hkv + (size_t)it->head) *
-                (size_t)d->dp;
+        const uint16_t *k =
+            it->a->k +
+            ((size_t)(it->seg->row_begin + r) * (size_t)d->hkv + (size_t)it->head) * (size_t)d->dp;
         uint16_t *to = it->s->tree_k + pl_packed_index(r, 0, d->dp);
         for (int c = 0; c < d->d; c++)
             to[(size_t)(c / 32) * 1024 + (size_t)(c % 32 / 2) * 32 + (size_t)(c % 2)] = k[c];
@@ -212,9 +226,9 @@ static void tail_block(const item *it, int i, int block, const int *path)
         }
         const int node = path[position - base];
         scores[j] = s->keys[(size_t)i * PL_DRAFT_MAX + (size_t)node];
-        v[j] = it->a->v +
-            ((size_t)(it->seg->row_begin + node) * (size_t)d->hkv + (size_t)it->head) *
-                (size_t)d->dp;
+        v[j] =
+            it->a->v + ((size_t)(it->seg->row_begin + node) * (size_t)d->hkv + (size_t)it->head) *
+                           (size_t)d->dp;
     }
     ops->attn_softmax(probs, &m, &l, scores, valid, attention_scale(it));
     ops->attn_pv_rows(s->o_block, probs, v, valid, d->d);
@@ -234,9 +248,8 @@ static void attend_tree(const item *it)
     }
     if (n_tail > 0) {
         const int page = it->seg->s.kv->pages[whole];
-        score(it, 0,
-            kv_k(it->p->pool, page, it->layer * it->p->kv_layer_stride, it->head), PL_BLOCK,
-            it->s->scores, PL_BLOCK);
+        score(it, 0, kv_k(it->p->pool, page, it->layer * it->p->kv_layer_stride, it->head),
+            PL_BLOCK, it->s->scores, PL_BLOCK);
         gather_tail_v(it, whole, n_tail);
     }
     pack_tree_keys(it);
@@ -251,8 +264,8 @@ static void attend_tree(const item *it)
     }
 }
 
-/* Query rows of one item.  A whole tree shares the gathering of its tail; a few trees are cut up, so
- * that every thread has work. */
+/* Query rows of one item.  A whole tree shares the gathering of its tail; a few trees are cut up,
+ * so that every thread has work. */
 static int item_rows(const pl_pass *p, const pass_seg *seg, int n_threads)
 {
     if (!seg->s.parent)
@@ -274,8 +287,14 @@ void pass_attention(pl_pass *p, int layer, const layer_acts *a, int i_thread, in
                 if (count++ % n_threads != i_thread)
                     continue;
                 const int n_rows = seg->s.n_rows - r < step ? seg->s.n_rows - r : step;
-                const item it = {.p = p, .a = a, .seg = seg, .s = &p->scratch[i_thread],
-                    .layer = layer, .head = h, .row_begin = seg->row_begin + r, .n_rows = n_rows,
+                const item it = {.p = p,
+                    .a = a,
+                    .seg = seg,
+                    .s = &p->scratch[i_thread],
+                    .layer = layer,
+                    .head = h,
+                    .row_begin = seg->row_begin + r,
+                    .n_rows = n_rows,
                     .n = n_rows * d->group};
                 gather_queries(&it);
                 if (seg->s.parent)

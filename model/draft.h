@@ -12,8 +12,8 @@ typedef enum pl_draft_source {
     PL_SOURCE_LEARNED,
 } pl_draft_source;
 
-/* Rows in an order where a parent stands before its children.  Row 0 is the root: the pending token,
- * emitted already but not yet in the cache.  Siblings carry different tokens. */
+/* Rows in an order where a parent stands before its children.  Row 0 is the root: the pending
+ * token, emitted already but not yet in the cache.  Siblings carry different tokens. */
 typedef struct pl_draft {
     int n; /* rows, >= 1; 1 is plain decoding */
     int32_t token[PL_DRAFT_MAX];

@@ -20,7 +20,8 @@ void pl_gguf_close(pl_gguf *g);
 
 /* Metadata by key.  Strings are *borrowed*: bytes and length, not NUL-terminated.
  * Return 1 when the key is there with a fitting type, else 0. */
-int pl_gguf_get_int(const pl_gguf *g, const char *key, int64_t *value); /* any integer or bool type */
+int pl_gguf_get_int(
+    const pl_gguf *g, const char *key, int64_t *value); /* any integer or bool type */
 int pl_gguf_get_float(const pl_gguf *g, const char *key, double *value); /* f32, f64 or integer */
 int pl_gguf_get_string(const pl_gguf *g, const char *key, const char **s, size_t *len);
 /* Arrays of strings: count, then each element. */

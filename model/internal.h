@@ -24,24 +24,24 @@ struct pl_model {
     const pl_ops *ops;
     pl_team *team;
     pl_param_table *params;
-    pl_arena arena;      /* all of the below, in the order of a pass */
-    layer_weights *layers; /* [L] */
-    float *final_norm;   /* [C] */
-    uint16_t *head;      /* packed, V outputs, C inputs; the embedding itself when tied */
-    uint16_t *embed;     /* packed like the head; == head when tied */
-    uint16_t *head_t;    /* packed, C outputs, V inputs; with_backward */
+    pl_arena arena;             /* all of the below, in the order of a pass */
+    layer_weights *layers;      /* [L] */
+    float *final_norm;          /* [C] */
+    uint16_t *head;             /* packed, V outputs, C inputs; the embedding itself when tied */
+    uint16_t *embed;            /* packed like the head; == head when tied */
+    uint16_t *head_t;           /* packed, C outputs, V inputs; with_backward */
     float *rope_cos, *rope_sin; /* [n_ctx, D/2] */
     int with_backward;
 };
 
 /* Sizes derived from an architecture, in elements. */
 typedef struct model_dims {
-    int c, cp;     /* hidden, padded to 32 */
-    int f, fp;     /* inner */
-    int d, dp;     /* head */
+    int c, cp; /* hidden, padded to 32 */
+    int f, fp; /* inner */
+    int d, dp; /* head */
     int h, hkv, group;
-    int qkv;       /* (H + 2 Hkv) * D */
-    int ao, aop;   /* H * D, padded to 32 */
+    int qkv;     /* (H + 2 Hkv) * D */
+    int ao, aop; /* H * D, padded to 32 */
     int v, vp;
 } model_dims;
 model_dims model_dims_of(const pl_arch *a);
@@ -54,8 +54,8 @@ struct pl_kv_pool {
     model_dims dims;
     int n_layers;
     int n_pages, n_free;
-    size_t head_elements;  /* K and V of one layer and head */
-    size_t page_elements;  /* n_layers * hkv * head_elements */
+    size_t head_elements; /* K and V of one layer and head */
+    size_t page_elements; /* n_layers * hkv * head_elements */
     pl_arena arena;
     uint16_t *data;
     int32_t *free_list; /* [n_pages], a stack */
@@ -73,19 +73,19 @@ void kv_put(const pl_kv_pool *pool, const pl_kv_seq *s, int position, int layer,
  * (the residual in place); training keeps one a layer.  Pointers that only the backward reads
  * (marked B) may be NULL. */
 typedef struct layer_acts {
-    float *x_in;     /* [C] residual entering */
-    uint16_t *xn;    /* [cp] normed, attention input */
-    float *inv_attn; /* [1] B: 1 / rms */
-    float *qkv;      /* [qkv] fp32 projections (scratch) */
-    uint16_t *q;     /* [H, dp] rotated, rounded; padding zero */
-    uint16_t *k, *v; /* [Hkv, dp] rounded as in the cache; padding zero */
+    float *x_in;          /* [C] residual entering */
+    uint16_t *xn;         /* [cp] normed, attention input */
+    float *inv_attn;      /* [1] B: 1 / rms */
+    float *qkv;           /* [qkv] fp32 projections (scratch) */
+    uint16_t *q;          /* [H, dp] rotated, rounded; padding zero */
+    uint16_t *k, *v;      /* [Hkv, dp] rounded as in the cache; padding zero */
     float *att_m, *att_l; /* [H] B: running maximum and sum of each row's softmax */
-    uint16_t *ao;    /* [aop] attention output */
-    float *x_mid;    /* [C] residual after attention */
-    uint16_t *xn2;   /* [cp] normed, FFN input */
-    float *inv_ffn;  /* [1] B */
-    float *gate, *up; /* [fp] fp32 accumulators, row stride fp (gate may be scratch) */
-    uint16_t *hid;   /* [fp] silu(gate) * up */
+    uint16_t *ao;         /* [aop] attention output */
+    float *x_mid;         /* [C] residual after attention */
+    uint16_t *xn2;        /* [cp] normed, FFN input */
+    float *inv_ffn;       /* [1] B */
+    float *gate, *up;     /* [fp] fp32 accumulators, row stride fp (gate may be scratch) */
+    uint16_t *hid;        /* [fp] silu(gate) * up */
 } layer_acts;
 
 /* Where a row belongs. */
@@ -93,7 +93,7 @@ typedef struct row_info {
     int32_t token;
     int32_t position; /* absolute */
     int32_t seg;
-    int32_t row;      /* in the segment */
+    int32_t row; /* in the segment */
 } row_info;
 
 /* Query rows of a segment that one attention item takes, and the attention rows that makes (the
@@ -106,23 +106,23 @@ static inline int attention_rows(const model_dims *d)
 
 /* Scratch of one thread; rows = attention_rows(), [rows, ..]. */
 typedef struct thread_scratch {
-    void *gemm;       /* PL_GEMM_SCRATCH */
-    uint16_t *q;      /* [dp] query rows of an item, gathered */
-    float *scores;    /* [64] against one block of keys */
-    float *keys;      /* [PL_DRAFT_MAX] against the nodes of a tree */
-    float *o_block;   /* [dp] */
-    uint16_t *probs;  /* [64] */
-    float *state;     /* [dp] O, then [rows] M, [rows] L */
+    void *gemm;               /* PL_GEMM_SCRATCH */
+    uint16_t *q;              /* [dp] query rows of an item, gathered */
+    float *scores;            /* [64] against one block of keys */
+    float *keys;              /* [PL_DRAFT_MAX] against the nodes of a tree */
+    float *o_block;           /* [dp] */
+    uint16_t *probs;          /* [64] */
+    float *state;             /* [dp] O, then [rows] M, [rows] L */
     float *block_m, *block_l; /* [1] */
-    uint16_t *tail_v; /* [64, dp] V rows of the committed part of a tail block */
-    uint16_t *tree_k; /* packed, PL_DRAFT_MAX nodes */
+    uint16_t *tail_v;         /* [64, dp] V rows of the committed part of a tail block */
+    uint16_t *tree_k;         /* packed, PL_DRAFT_MAX nodes */
 } thread_scratch;
 
 typedef struct pass_seg {
     pl_segment s;
-    int row_begin;     /* first row of the pass */
-    int base;          /* kv->n_tokens when the pass began */
-    int logits_begin;  /* first row among the rows with logits */
+    int row_begin;    /* first row of the pass */
+    int base;         /* kv->n_tokens when the pass began */
+    int logits_begin; /* first row among the rows with logits */
 } pass_seg;
 
 struct pl_pass {
@@ -130,14 +130,14 @@ struct pl_pass {
     pl_pass_options o;
     model_dims dims;
     pl_arena arena;
-    pl_kv_pool *pool; /* of the current run */
+    pl_kv_pool *pool;    /* of the current run */
     int kv_layer_stride; /* 1; 0 when every layer shares the pages of layer 0 (training) */
-    pass_seg *segs;   /* [max_segments] */
+    pass_seg *segs;      /* [max_segments] */
     int n_segs, n_rows, n_logits;
-    row_info *rows;   /* [max_rows] */
-    int *logit_rows;  /* [max_logits] */
+    row_info *rows;  /* [max_rows] */
+    int *logit_rows; /* [max_logits] */
     layer_acts acts;
-    float *proj;      /* [max_rows, cp] output of the o and down projections */
+    float *proj;               /* [max_rows, cp] output of the o and down projections */
     uint16_t *tree_k, *tree_v; /* [L, max_rows, Hkv, dp], tree rows of every layer */
     uint16_t *final_xn;        /* [max_logits, cp] */
     float *logits;             /* [max_logits, vp] */

@@ -160,7 +160,7 @@ pl_status pl_kv_reserve(pl_kv_pool *pool, pl_kv_seq *s, int n, pl_error *err)
 uint16_t *kv_k(const pl_kv_pool *pool, int page, int layer, int head)
 {
     return page_of(pool, page) +
-        ((size_t)layer * (size_t)pool->dims.hkv + (size_t)head) * pool->head_elements;
+           ((size_t)layer * (size_t)pool->dims.hkv + (size_t)head) * pool->head_elements;
 }
 
 uint16_t *kv_v(const pl_kv_pool *pool, int page, int layer, int head)

@@ -16,8 +16,9 @@
 
 typedef struct pl_model pl_model;
 
-/* Allocate for an architecture; weights are zero until loaded.  with_backward also holds the packing
- * that gradients with respect to inputs need (twice the memory).  *borrows* ops and team. */
+/* Allocate for an architecture; weights are zero until loaded.  with_backward also holds the
+ * packing that gradients with respect to inputs need (twice the memory).  *borrows* ops and team.
+ */
 pl_status pl_model_new(pl_model **out, const pl_arch *arch, const pl_ops *ops, pl_team *team,
     int with_backward, pl_error *err);
 void pl_model_free(pl_model *m);
@@ -36,7 +37,8 @@ pl_team *pl_model_team(const pl_model *m);
 /* Bytes of weights that one pass with logits reads. */
 size_t pl_model_weight_bytes(const pl_model *m);
 
-/* ---- KV cache: pages of PL_BLOCK positions, shared by samples of a prompt, copied on write ---- */
+/* ---- KV cache: pages of PL_BLOCK positions, shared by samples of a prompt, copied on write ----
+ */
 
 typedef struct pl_kv_pool pl_kv_pool;
 
@@ -78,11 +80,11 @@ typedef struct pl_segment {
 } pl_segment;
 
 typedef struct pl_pass_options {
-    int max_rows;     /* rows of all segments together */
-    int max_logits;   /* rows with logits */
+    int max_rows;   /* rows of all segments together */
+    int max_logits; /* rows with logits */
     int max_segments;
-    int max_ctx;      /* longest sequence, positions */
-    int tree;         /* trees will be verified: hold the scratch for them */
+    int max_ctx; /* longest sequence, positions */
+    int tree;    /* trees will be verified: hold the scratch for them */
 } pl_pass_options;
 
 typedef struct pl_pass pl_pass; /* the workspace; one pass at a time */
@@ -96,14 +98,15 @@ size_t pl_pass_plan(const pl_arch *arch, const pl_pass_options *o, int n_threads
 pl_status pl_pass_run(
     pl_pass *p, pl_kv_pool *pool, const pl_segment *segs, int n_segs, pl_error *err);
 
-/* Logits [V] of row i_row (0-based in the segment; one of those wanted) of segment i_seg of the last
- * run.  *borrowed* until the next run. */
+/* Logits [V] of row i_row (0-based in the segment; one of those wanted) of segment i_seg of the
+ * last run.  *borrowed* until the next run. */
 const float *pl_pass_logits(const pl_pass *p, int i_seg, int i_row);
 /* Final normed hidden states (bf16, [rows, pad32(C)]) of the rows with logits, in order. */
 const uint16_t *pl_pass_hidden(const pl_pass *p, int i_seg, int i_row);
 
 /* Copy the K and V of n accepted rows of a tree segment (rows[0] = 0, each the child of the one
- * before) into its pages and advance the sequence.  Space must have been reserved before the run. */
+ * before) into its pages and advance the sequence.  Space must have been reserved before the run.
+ */
 void pl_pass_commit(pl_pass *p, pl_kv_pool *pool, int i_seg, const int16_t *rows, int n);
 
 /* ---- scoring ---- */

@@ -1,7 +1,8 @@
 /* model/pass.c - one packed pass over the rows of many sequences: embed, layers, norm, head.
  *
- * Every phase splits rows or output columns over the team and ends with a barrier; no phase splits a
- * sum, so the bits of a row do not depend on its neighbours or on the number of threads (law 1). */
+ * Every phase splits rows or output columns over the team and ends with a barrier; no phase splits
+ * a sum, so the bits of a row do not depend on its neighbours or on the number of threads (law 1).
+ */
 #include "model/internal.h"
 
 #include <assert.h>
@@ -83,11 +84,10 @@ pl_status pl_pass_new(pl_pass **out, pl_model *m, const pl_pass_options *o, pl_e
 {
     const int n_threads = pl_team_size(m->team);
 
-    if (o->max_rows < 1 || o->max_logits < 0 || o->max_segments < 1 ||
-        o->max_ctx < 1 || o->max_ctx > m->arch.n_ctx)
-        return pl_fail(err, PL_E_INVAL,
-            "pass: %d rows, %d logits, %d segments, context %d of %d", o->max_rows, o->max_logits,
-            o->max_segments, o->max_ctx, m->arch.n_ctx);
+    if (o->max_rows < 1 || o->max_logits < 0 || o->max_segments < 1 || o->max_ctx < 1 ||
+        o->max_ctx > m->arch.n_ctx)
+        return pl_fail(err, PL_E_INVAL, "pass: %d rows, %d logits, %d segments, context %d of %d",
+            o->max_rows, o->max_logits, o->max_segments, o->max_ctx, m->arch.n_ctx);
     pl_pass *p = calloc(1, sizeof *p);
     if (!p)
         return pl_fail(err, PL_E_NOMEM, "pass: no memory");
@@ -126,8 +126,8 @@ static pl_status add_segment(pl_pass *p, const pl_segment *s, int i_seg, pl_erro
             i_seg, s->n_rows, s->n_logits);
     if (s->parent && (!p->o.tree || s->n_rows > PL_DRAFT_MAX))
         return pl_fail(err, PL_E_INVAL, "pass: segment %d is a tree of %d rows", i_seg, s->n_rows);
-    p->segs[i_seg] = (pass_seg){
-        .s = *s, .row_begin = p->n_rows, .base = base, .logits_begin = p->n_logits};
+    p->segs[i_seg] =
+        (pass_seg){.s = *s, .row_begin = p->n_rows, .base = base, .logits_begin = p->n_logits};
     if (s->parent)
         deepest = 0;
     for (int r = 0; r < s->n_rows; r++) {
@@ -147,8 +147,8 @@ static pl_status add_segment(pl_pass *p, const pl_segment *s, int i_seg, pl_erro
         return pl_fail(err, PL_E_INVAL, "pass: position %d of segment %d, context of %d",
             base + deepest, i_seg, p->o.max_ctx);
     if (!s->parent && s->kv->n_pages * PL_BLOCK < base + s->n_rows)
-        return pl_fail(err, PL_E_INVAL, "pass: segment %d has no pages for %d rows", i_seg,
-            s->n_rows);
+        return pl_fail(
+            err, PL_E_INVAL, "pass: segment %d has no pages for %d rows", i_seg, s->n_rows);
     for (int r = s->n_rows - s->n_logits; r < s->n_rows; r++)
         p->logit_rows[p->n_logits++] = p->n_rows + r;
     p->n_rows += s->n_rows;
@@ -181,8 +181,15 @@ void pass_end(pl_pass *p)
 void model_gemm(const pl_pass *p, const uint16_t *x, size_t ldx, const uint16_t *w, float *y,
     size_t ldy, int m, int n, int k, int i_thread, int n_threads)
 {
-    pl_gemm g = {.x = x, .ldx = ldx, .w = w, .y = y, .ldy = ldy, .m = m, .n = n,
-        .k = pl_pad32(k), .scratch = p->scratch[i_thread].gemm};
+    pl_gemm g = {.x = x,
+        .ldx = ldx,
+        .w = w,
+        .y = y,
+        .ldy = ldy,
+        .m = m,
+        .n = n,
+        .k = pl_pad32(k),
+        .scratch = p->scratch[i_thread].gemm};
     pl_share(pl_pad32(n) / 32, 1, i_thread, n_threads, &g.panel_begin, &g.panel_end);
     if (g.panel_begin < g.panel_end)
         p->m->ops->gemm(&g);
@@ -264,8 +271,7 @@ static void project(pl_pass *p, int layer, const layer_acts *a, int i_thread, in
 }
 
 /* out = in + proj on the columns of this thread, which it has computed itself. */
-static void add_residual(
-    const pl_pass *p, float *out, const float *in, int i_thread, int n_threads)
+static void add_residual(const pl_pass *p, float *out, const float *in, int i_thread, int n_threads)
 {
     int begin, end;
 
@@ -308,15 +314,15 @@ void pass_layer(
 
     /* 1. Norm, projections, rotation, cache. */
     norm_rows(p, a->x_in, w->attn_norm, a->xn, a->inv_attn, i_thread, n_threads);
-    model_gemm(p, a->xn, cp, w->qkv, a->qkv, (size_t)d->qkv, p->n_rows, d->qkv, d->c, i_thread,
-        n_threads);
+    model_gemm(
+        p, a->xn, cp, w->qkv, a->qkv, (size_t)d->qkv, p->n_rows, d->qkv, d->c, i_thread, n_threads);
     pl_team_barrier(p->m->team);
     project(p, layer, a, i_thread, n_threads);
 
     /* 2. Attention and its output projection. */
     pass_attention(p, layer, a, i_thread, n_threads);
-    model_gemm(p, a->ao, (size_t)d->aop, w->o, p->proj, cp, p->n_rows, d->c, d->ao, i_thread,
-        n_threads);
+    model_gemm(
+        p, a->ao, (size_t)d->aop, w->o, p->proj, cp, p->n_rows, d->c, d->ao, i_thread, n_threads);
     add_residual(p, a->x_mid, a->x_in, i_thread, n_threads);
 
     /* 3. Feed-forward. */
@@ -392,8 +398,8 @@ void pl_pass_commit(pl_pass *p, pl_kv_pool *pool, int i_seg, const int16_t *rows
         for (int i = 0; i < n; i++)
             for (int h = 0; h < d->hkv; h++) {
                 const size_t r = (size_t)(seg->row_begin + rows[i]);
-                const size_t at = (size_t)l * per_layer +
-                    (r * (size_t)d->hkv + (size_t)h) * (size_t)d->dp;
+                const size_t at =
+                    (size_t)l * per_layer + (r * (size_t)d->hkv + (size_t)h) * (size_t)d->dp;
                 kv_put(pool, seg->s.kv, seg->base + i, l, h, p->tree_k + at, p->tree_v + at);
             }
     seg->s.kv->n_tokens += n;

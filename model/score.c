@@ -8,7 +8,7 @@ typedef struct score_job {
     pl_pass *p;
     const int32_t *tokens; /* of the whole text */
     int n;
-    int begin, rows;       /* chunk */
+    int begin, rows; /* chunk */
     float t;
     float *logprobs;
     int top_k;
@@ -64,20 +64,25 @@ pl_status pl_score(pl_pass *p, pl_kv_pool *pool, const int32_t *tokens, int n, f
     pl_kv_seq kv;
 
     if (n < 1 || n > p->o.max_ctx || chunk < 1)
-        return pl_fail(
-            err, PL_E_INVAL, "score: %d tokens, context of %d", n, p->o.max_ctx);
+        return pl_fail(err, PL_E_INVAL, "score: %d tokens, context of %d", n, p->o.max_ctx);
     pl_status st = pl_kv_seq_init(&kv, n, err);
     if (st != PL_OK)
         return st;
-    score_job j = {.p = p, .tokens = tokens, .n = n, .t = t > 0 ? t : 1, .logprobs = logprobs,
-        .top_k = top_k, .top_ids = top_ids, .top_logprobs = top_logprobs};
+    score_job j = {.p = p,
+        .tokens = tokens,
+        .n = n,
+        .t = t > 0 ? t : 1,
+        .logprobs = logprobs,
+        .top_k = top_k,
+        .top_ids = top_ids,
+        .top_logprobs = top_logprobs};
     for (; j.begin < n && st == PL_OK; j.begin += chunk) {
         j.rows = n - j.begin < chunk ? n - j.begin : chunk;
         st = pl_kv_reserve(pool, &kv, j.rows, err);
         if (st != PL_OK)
             break;
-        const pl_segment seg = {.kv = &kv, .tokens = tokens + j.begin, .n_rows = j.rows,
-            .n_logits = j.rows};
+        const pl_segment seg = {
+            .kv = &kv, .tokens = tokens + j.begin, .n_rows = j.rows, .n_logits = j.rows};
         st = pl_pass_run(p, pool, &seg, 1, err);
         if (st == PL_OK)
             pl_team_run(p->m->team, score_rows, &j);
@@ -86,6 +91,7 @@ pl_status pl_score(pl_pass *p, pl_kv_pool *pool, const int32_t *tokens, int n, f
     for (int i = 1; i < n && st == PL_OK; i++)
         if (!(logprobs[i] <= 0.0f && logprobs[i] >= -3e38f))
             st = pl_fail(err, PL_E_NUMERIC,
-                "score: the log-prob of token %d is not finite: the model's weights are damaged", i);
+                "score: the log-prob of token %d is not finite: the model's weights are damaged",
+                i);
     return st;
 }

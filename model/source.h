@@ -13,9 +13,9 @@ struct pl_gguf;
 
 /* Open a .gguf file, or a directory with config.json and model.safetensors (or shards with an
  * index), or a directory that holds exactly one .gguf.  All tensors that the architecture needs are
- * there with the right shape, and no others (tolerated and ignored: rotary_emb.inv_freq, rope_freqs,
- * a head equal in name on a tied model).  Errors: PL_E_NOENT with the two ways out, PL_E_IO,
- * PL_E_FORMAT, PL_E_SHAPE. */
+ * there with the right shape, and no others (tolerated and ignored: rotary_emb.inv_freq,
+ * rope_freqs, a head equal in name on a tied model).  Errors: PL_E_NOENT with the two ways out,
+ * PL_E_IO, PL_E_FORMAT, PL_E_SHAPE. */
 pl_status pl_source_open(pl_source **out, const char *path, pl_error *err);
 void pl_source_close(pl_source *s);
 
@@ -30,8 +30,8 @@ const struct pl_gguf *pl_source_gguf(const pl_source *s);
  * infinity is PL_E_NUMERIC. */
 pl_status pl_source_read(const pl_source *s, const pl_param *p, float *out, pl_error *err);
 /* Rows row_begin .. row_begin + n_rows - 1 of it only.  Thread-safe. */
-pl_status pl_source_read_rows(const pl_source *s, const pl_param *p, int row_begin, int n_rows,
-    float *out, pl_error *err);
+pl_status pl_source_read_rows(
+    const pl_source *s, const pl_param *p, int row_begin, int n_rows, float *out, pl_error *err);
 
 /* Print what `paceline inspect` shows: kind, architecture, parameter counts, dtypes, tokenizer. */
 pl_status pl_source_describe(const pl_source *s, FILE *out, pl_error *err);
@@ -39,7 +39,8 @@ pl_status pl_source_describe(const pl_source *s, FILE *out, pl_error *err);
 /* Write a Hugging Face model directory (config.json, model.safetensors with format pt, and, when
  * tok is not NULL, tokenizer.json, tokenizer_config.json, special_tokens_map.json,
  * generation_config.json) that transformers loads.  masters: flat fp32 by the param table; written
- * as fp32 (bf16 = 0) or rounded to nearest even (bf16 = 1).  dir must exist; the caller commits it. */
+ * as fp32 (bf16 = 0) or rounded to nearest even (bf16 = 1).  dir must exist; the caller commits it.
+ */
 pl_status pl_model_save(const char *dir, const pl_arch *a, const pl_param_table *t,
     const float *masters, int bf16, const pl_tokenizer *tok, pl_error *err);
 
@@ -47,8 +48,8 @@ pl_status pl_model_save(const char *dir, const pl_arch *a, const pl_param_table 
  * needs a download.  Weights are a pure function of (arch, seed). */
 typedef struct pl_tiny_options {
     uint64_t seed;
-    pl_arch arch;    /* n_vocab >= 300 */
-    float init_std;  /* 0: 0.05; large values sharpen the distribution */
+    pl_arch arch;   /* n_vocab >= 300 */
+    float init_std; /* 0: 0.05; large values sharpen the distribution */
 } pl_tiny_options;
 void pl_tiny_defaults(pl_tiny_options *o); /* 2 layers, C 64, H 4, Hkv 2, D 16, F 160, V 512 */
 pl_status pl_tiny_write(const char *dir, const pl_tiny_options *o, pl_error *err);

@@ -45,13 +45,13 @@ pl_status pl_tokenizer_decode(const pl_tokenizer *t, const int32_t *ids, int n, 
 
 /* Length of the longest prefix of s that ends at a character border (streaming holds the rest). */
 size_t pl_utf8_complete(const char *s, size_t n_bytes);
-/* Copy with every invalid UTF-8 sequence replaced by U+FFFD (as Python's errors="replace"), *returned
- * owned*: what goes into JSON. */
+/* Copy with every invalid UTF-8 sequence replaced by U+FFFD (as Python's errors="replace"),
+ * *returned owned*: what goes into JSON. */
 char *pl_utf8_clean(const char *s, size_t n_bytes, size_t *n_out);
 
 /* One message of a conversation. */
 typedef struct pl_message {
-    const char *role;    /* "system", "user", "assistant" */
+    const char *role; /* "system", "user", "assistant" */
     const char *content;
 } pl_message;
 

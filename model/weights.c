@@ -109,7 +109,7 @@ static double rope_frequency(const pl_arch *a, int i)
     if (wavelength < shortest)
         return f;
     const double smooth = (a->rope_original_ctx / wavelength - a->rope_low_freq_factor) /
-        (a->rope_high_freq_factor - a->rope_low_freq_factor);
+                          (a->rope_high_freq_factor - a->rope_low_freq_factor);
     return (1.0 - smooth) * (f / a->rope_factor) + smooth * f;
 }
 
@@ -262,18 +262,19 @@ static pl_status pack_matrix(const pack_job *j, const matrix *x, int i_thread, i
     for (int p = begin; p < end; p++) {
         const int n = x->rows - 32 * p < 32 ? x->rows - 32 * p : 32;
         for (int r = 0; r < n; r++) {
-            const pl_status st = fetch_row(
-                j, x, 32 * p + r, rows + (size_t)r * (size_t)x->cols, &j->err[i_thread]);
+            const pl_status st =
+                fetch_row(j, x, 32 * p + r, rows + (size_t)r * (size_t)x->cols, &j->err[i_thread]);
             if (st != PL_OK)
                 return st;
         }
-        j->m->ops->pack_nk(x->packed + (size_t)p * panel_elements, rows, (size_t)x->cols, n,
-            x->cols, 0, 1);
+        j->m->ops->pack_nk(
+            x->packed + (size_t)p * panel_elements, rows, (size_t)x->cols, n, x->cols, 0, 1);
     }
     return PL_OK;
 }
 
-static pl_status pack_norm(const pack_job *j, pl_param_kind kind, int layer, float *out, pl_error *err)
+static pl_status pack_norm(
+    const pack_job *j, pl_param_kind kind, int layer, float *out, pl_error *err)
 {
     const pl_param *p = pl_param_find(j->m->params, kind, layer);
     if (j->src) {
@@ -301,8 +302,8 @@ static pl_status pack_norms(const pack_job *j, pl_error *err)
     return st;
 }
 
-/* The packing with outputs and inputs exchanged; masters are complete.  Where the parts of a stacked
- * matrix do not touch in the flat array, its rows go one by one. */
+/* The packing with outputs and inputs exchanged; masters are complete.  Where the parts of a
+ * stacked matrix do not touch in the flat array, its rows go one by one. */
 static void pack_transposed(const pack_job *j, const matrix *x, int i_thread, int n_threads)
 {
     const float *base = j->masters + x->part[0]->offset;
@@ -311,7 +312,7 @@ static void pack_transposed(const pack_job *j, const matrix *x, int i_thread, in
 
     for (int i = 1; i < x->n_parts; i++)
         contiguous &= x->part[i]->offset ==
-            x->part[i - 1]->offset + (size_t)x->part[i - 1]->rows * (size_t)x->cols;
+                      x->part[i - 1]->offset + (size_t)x->part[i - 1]->rows * (size_t)x->cols;
     pl_share(pl_pad32(x->cols) / 32, 1, i_thread, n_threads, &begin, &end);
     if (contiguous) {
         j->m->ops->pack_kn(x->packed_t, base, (size_t)x->cols, x->cols, x->rows, begin, end);

@@ -25,7 +25,7 @@ typedef struct pl_engine_options {
     int max_ctx;      /* prompt and response, tokens */
     size_t kv_bytes;  /* of the KV pool; 0: enough for max_num_seqs full sequences, at most half of
                          the free memory */
-    int prefault; /* take the whole KV pool at the start: a run must not fail later */
+    int prefault;     /* take the whole KV pool at the start: a run must not fail later */
     int speculative;  /* 0: plain decoding */
     pl_controller_kind controller;
     int fixed_rows;     /* FIXED: rows of a tree, the root included */

@@ -1,7 +1,8 @@
 /* tensor/tensor.h - backends and packed matrices.
  *
  * Numeric class `cpu-bf16-k32eo`: every op gives the same bits on every backend, for any number of
- * rows and threads (NUMERICS 1 and 2).  Floats are fp32, bf16 is uint16_t (round to nearest even). */
+ * rows and threads (NUMERICS 1 and 2).  Floats are fp32, bf16 is uint16_t (round to nearest even).
+ */
 #ifndef PL_TENSOR_TENSOR_H
 #define PL_TENSOR_TENSOR_H
 
@@ -20,9 +21,9 @@ typedef enum pl_isa { PL_ISA_AUTO, PL_ISA_AMX, PL_ISA_AVX512, PL_ISA_AVX2, PL_IS
 int pl_isa_parse(const char *word);
 const char *pl_isa_name(pl_isa isa);
 
-/* Choose a backend.  AUTO takes the fastest that this CPU has and that passes the self-test; a forced
- * one that the CPU lacks is PL_E_DEVICE.  A backend that fails its self-test is skipped (AUTO: the
- * reason is appended to note, may be NULL) or refused (PL_E_NUMERIC). */
+/* Choose a backend.  AUTO takes the fastest that this CPU has and that passes the self-test; a
+ * forced one that the CPU lacks is PL_E_DEVICE.  A backend that fails its self-test is skipped
+ * (AUTO: the reason is appended to note, may be NULL) or refused (PL_E_NUMERIC). */
 pl_status pl_ops_select(
     const pl_ops **out, pl_isa isa, const pl_cpu *cpu, char *note, size_t note_size, pl_error *err);
 
@@ -45,8 +46,8 @@ static inline size_t pl_packed_elements(int n, int k)
  * rounded up to 32.  One layout serves AMX tiles, AVX-512, AVX2 and plain C (CPU.md 6). */
 static inline size_t pl_packed_index(int n, int k, int k_pad)
 {
-    const size_t tile = ((size_t)(n / 32) * (size_t)(k_pad / 32) + (size_t)(k / 32)) * 2 +
-        (size_t)((n % 32) / 16);
+    const size_t tile =
+        ((size_t)(n / 32) * (size_t)(k_pad / 32) + (size_t)(k / 32)) * 2 + (size_t)((n % 32) / 16);
     return tile * 512 + (size_t)((k % 32) / 2) * 32 + (size_t)(n % 16) * 2 + (size_t)(k % 2);
 }
 

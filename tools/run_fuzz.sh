@@ -18,6 +18,6 @@ for target in "$build"/tests/fuzz/fuzz_*; do
         echo "$name found something: $work" >&2
         exit 1
     fi
-    echo "$name: $(grep -oE 'Done [0-9]+ runs' "$work.log" || echo done), nothing found"
+    echo "$name: $(grep -oE 'Done [0-9]+ runs' "$work.log" || echo finished), nothing found"
     rm -rf "$work" "$work.log"
 done

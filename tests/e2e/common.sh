@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # common.sh - sourced by the scripts of this folder: a tiny model, a short run, checks that say what
 # they checked.  $PACELINE is the program under test.
 set -eu

@@ -1,7 +1,7 @@
 /* Claims tested (law 1): the logits of a position have the same bits whether it was decoded alone,
  * prefilled in chunks of any size, verified as an accepted path of a tree, or stood in a pass with
- * other sequences; with any thread count and backend; over shared pages.  Scoring gives the log-probs
- * of decoding.  Shapes are odd on purpose. */
+ * other sequences; with any thread count and backend; over shared pages.  Scoring gives the
+ * log-probs of decoding.  Shapes are odd on purpose. */
 #include "core/file.h"
 #include "model/internal.h"
 #include "model/tokenizer.h"
@@ -65,8 +65,8 @@ static int bed_open(bed *b, int shape, pl_isa isa, int n_threads)
     cr_assert_eq(pl_tiny_write(b->dir, &t, &err), PL_OK, "%s", err.msg);
     cr_assert_eq(pl_source_open(&b->src, b->dir, &err), PL_OK, "%s", err.msg);
     cr_assert_eq(pl_team_new(&b->team, n_threads, 0, &err), PL_OK, "%s", err.msg);
-    cr_assert_eq(
-        pl_model_new(&b->model, pl_source_arch(b->src), ops, b->team, 0, &err), PL_OK, "%s", err.msg);
+    cr_assert_eq(pl_model_new(&b->model, pl_source_arch(b->src), ops, b->team, 0, &err), PL_OK,
+        "%s", err.msg);
     cr_assert_eq(pl_model_load(b->model, b->src, NULL, &err), PL_OK, "%s", err.msg);
     cr_assert_eq(pl_kv_pool_new(&b->pool, pl_source_arch(b->src), 24, &err), PL_OK, "%s", err.msg);
     const pl_pass_options o = {
@@ -137,8 +137,8 @@ static float *decode_alone(int shape, int stream)
 static void expect_rows(const bed *b, const float *truth, const float *got, const char *what)
 {
     for (int i = 0; i < N_TOKENS; i++)
-        cr_assert_eq(memcmp(truth + (size_t)i * (size_t)b->vocab, got + (size_t)i * (size_t)b->vocab,
-                         (size_t)b->vocab * sizeof *got),
+        cr_assert_eq(memcmp(truth + (size_t)i * (size_t)b->vocab,
+                         got + (size_t)i * (size_t)b->vocab, (size_t)b->vocab * sizeof *got),
             0, "%s on %s: position %d differs", what, b->model->ops->name, i);
 }
 
@@ -162,7 +162,8 @@ static void check_chunks(bed *b, const float *truth)
 
 /* A tree of n rows over base positions: a main path of the stream's own tokens, with wrong siblings
  * and their children between. */
-static int make_tree(const bed *b, int base, int depth, int32_t *tokens, int16_t *parent, int16_t *path)
+static int make_tree(
+    const bed *b, int base, int depth, int32_t *tokens, int16_t *parent, int16_t *path)
 {
     int n = 0, last = -1;
     for (int d = 0; d < depth; d++) {
@@ -203,8 +204,8 @@ static void check_trees(bed *b, const float *truth)
         cr_assert_eq(pl_pass_run(b->pass, b->pool, &s, 1, &err), PL_OK, "%s", err.msg);
         cr_assert_eq(kv.n_tokens, base, "a tree commits nothing by itself");
         for (int d = 0; d < depth; d++)
-            memcpy(got + (size_t)(base + d) * (size_t)b->vocab,
-                pl_pass_logits(b->pass, 0, path[d]), (size_t)b->vocab * sizeof *got);
+            memcpy(got + (size_t)(base + d) * (size_t)b->vocab, pl_pass_logits(b->pass, 0, path[d]),
+                (size_t)b->vocab * sizeof *got);
         pl_pass_commit(b->pass, b->pool, 0, path, accepted);
     }
     pl_kv_seq_done(b->pool, &kv);
@@ -253,9 +254,8 @@ static void check_scores(bed *b, const float *truth)
     pl_error err = {0};
     for (int i = 0; i < N_TOKENS; i++)
         tokens[i] = token_at(b, 0, i);
-    cr_assert_eq(
-        pl_score(b->pass, b->pool, tokens, N_TOKENS, 0.7f, got, 3, top_ids, top, &err), PL_OK, "%s",
-        err.msg);
+    cr_assert_eq(pl_score(b->pass, b->pool, tokens, N_TOKENS, 0.7f, got, 3, top_ids, top, &err),
+        PL_OK, "%s", err.msg);
     for (int i = 1; i < N_TOKENS; i++) {
         const float *z = truth + (size_t)(i - 1) * (size_t)b->vocab;
         const pl_ops *ops = b->model->ops;
