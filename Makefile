@@ -18,8 +18,8 @@ test-packages:
 	@tools/install_packages.sh test
 
 demo: all
-	@tools/get_model.sh $(MODEL)
-	$(BUILD)/paceline run configs/quickstart.yaml actor_rollout_ref.model.path=$(MODEL) $(DEMO_ARGS)
+	@tools/get_model.sh "$(MODEL)"
+	$(BUILD)/paceline run configs/quickstart.yaml actor_rollout_ref.model.path="$(MODEL)" $(DEMO_ARGS)
 
 test: test-packages
 	@tools/run_tests.sh $(BUILD) $(JOBS)
@@ -30,8 +30,8 @@ soak: test-packages
 	@tools/run_fuzz.sh $(BUILD)-fuzz 300
 
 bench: all
-	@tools/get_model.sh $(MODEL)
-	@for b in decode verify prefill train start memory; do $(BUILD)/paceline bench $$b --model $(MODEL) || exit 1; done
+	@tools/get_model.sh "$(MODEL)"
+	@for b in decode verify prefill train start memory; do $(BUILD)/paceline bench $$b --model "$(MODEL)" || exit 1; done
 
 # Tests again under AddressSanitizer and UndefinedBehaviorSanitizer, threads under ThreadSanitizer.
 sanitize: test-packages

@@ -90,6 +90,9 @@ pl_status cli_lines_open(cli_lines *l, const char *path, pl_error *err); /* "-":
 int cli_lines_next(cli_lines *l, size_t *n_bytes, pl_error *err);
 void cli_lines_close(cli_lines *l);
 
+/* Errors: PL_E_FORMAT when text is not valid UTF-8; what names it. */
+pl_status cli_check_utf8(const char *text, size_t n_bytes, const char *what, pl_error *err);
+
 /* stdout is the product: a failed write is an error like any other. */
 pl_status cli_flush(pl_error *err);
 

@@ -59,8 +59,10 @@ static pl_status add_text(generate *g, const char *text, size_t n, const char *w
 {
     int32_t *ids;
     int n_ids;
-    pl_status st;
+    pl_status st = cli_check_utf8(text, n, where, err);
 
+    if (st != PL_OK)
+        return st;
     if (g->raw) {
         st = pl_tokenizer_encode(g->m.tokenizer, text, n, 1, &ids, &n_ids, err);
     } else {
@@ -362,7 +364,7 @@ int cmd_generate(int argc, char **argv)
         {"n", CLI_INT, &g.n, 1, 4096, "N", "samples a prompt (1)"},
         {"temperature", CLI_FLOAT, &g.temperature, 0, 1000, "T", "0 is greedy (1)"},
         {"top-k", CLI_INT, &g.top_k, 0, 1e9, "K", "keep the K likeliest tokens; 0: all (0)"},
-        {"top-p", CLI_FLOAT, &g.top_p, 0, 1, "P", "keep the likeliest tokens up to mass P (1)"},
+        {"top-p", CLI_FLOAT, &g.top_p, 1e-6, 1, "P", "keep the likeliest tokens up to mass P (1)"},
         {"min-p", CLI_FLOAT, &g.min_p, 0, 1, "P", "drop tokens below P times the likeliest (0)"},
         {"seed", CLI_INT, &g.seed, 0, 9e18, "S", "of the noise; same seed, same text (0)"},
         {"max-tokens", CLI_INT, &g.max_tokens, 1, 1 << 24, "N",
@@ -387,7 +389,12 @@ int cmd_generate(int argc, char **argv)
         return cli_report(&err);
     if (helped)
         return 0;
-    if (n_positional > 0 || !g.prompt == !g.prompts) {
+    if (n_positional > 0) {
+        pl_error_set(
+            &err, PL_E_USAGE, "generate takes no argument '%s': quote the prompt", argv[1]);
+        return cli_report(&err);
+    }
+    if (!g.prompt == !g.prompts) {
         pl_error_set(&err, PL_E_USAGE, "generate wants either --prompt TEXT or --prompts FILE");
         return cli_report(&err);
     }

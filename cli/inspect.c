@@ -18,11 +18,11 @@ static pl_status describe_model(const char *path, pl_error *err)
         return st;
     st = pl_source_describe(s, stdout, err);
     if (st == PL_OK && pl_tokenizer_open(&t, s, &tok_err) == PL_OK) {
-        printf("tokenizer        byte-level BPE, %d tokens, chat template: %s\n",
-            pl_tokenizer_n_vocab(t), pl_chat_name(t));
+        printf("vocabulary    %d tokens, chat template %s\n", pl_tokenizer_n_vocab(t),
+            pl_chat_name(t));
         pl_tokenizer_free(t);
     } else if (st == PL_OK) {
-        printf("tokenizer        %s\n", tok_err.msg);
+        printf("vocabulary    %s\n", tok_err.msg);
     }
     pl_source_close(s);
     return st;
@@ -39,7 +39,7 @@ static pl_status describe_checkpoint(const char *dir, pl_error *err)
     pl_status st = pl_file_read(&text, &n, path, 1 << 20, err);
     if (st != PL_OK)
         return st;
-    printf("checkpoint       %s\nstate            %s\n", dir, text);
+    printf("checkpoint    %s\nstate         %s", dir, text);
     free(text);
     if (snprintf(path, sizeof path, "%s/policy", dir) >= (int)sizeof path)
         return pl_fail(err, PL_E_NOENT, "the path '%.80s...' is too long", dir);
@@ -125,9 +125,14 @@ int cmd_tiny(int argc, char **argv)
         o.arch.n_ff = (int)ff;
         o.arch.n_vocab = (int)vocab;
         o.arch.tied = !untied;
-        st = pl_dir_make(argv[1], &err);
+        st = pl_dir_is_free(argv[1])
+                 ? pl_dir_make(argv[1], &err)
+                 : pl_fail(&err, PL_E_USAGE, "'%s' is not empty: name a new directory", argv[1]);
     }
     if (st == PL_OK)
         st = pl_tiny_write(argv[1], &o, &err);
+    if (st == PL_OK)
+        printf("%s: a random model of %lld layers, hidden %lld, vocabulary %lld\n", argv[1],
+            (long long)layers, (long long)embd, (long long)vocab);
     return st == PL_OK ? 0 : cli_report(&err);
 }

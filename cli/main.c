@@ -3,8 +3,10 @@
 #include "cli/version.h"
 #include "tensor/tensor.h"
 
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 static const cli_command commands[] = {
     {"run", cmd_run,
@@ -36,6 +38,12 @@ int main(int argc, char **argv)
 {
     pl_error err = {0};
 
+    /* A closed stream's number must not go to the next file that is opened. */
+    int fd = open("/dev/null", O_RDWR);
+    while (fd >= 0 && fd <= STDERR_FILENO)
+        fd = open("/dev/null", O_RDWR);
+    if (fd >= 0)
+        close(fd);
     if (argc < 2) {
         print_help(stderr);
         return pl_status_exit_code(PL_E_USAGE);

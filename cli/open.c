@@ -109,6 +109,20 @@ void cli_lines_close(cli_lines *l)
     memset(l, 0, sizeof *l);
 }
 
+pl_status cli_check_utf8(const char *text, size_t n_bytes, const char *what, pl_error *err)
+{
+    size_t n_clean;
+    char *clean = pl_utf8_clean(text, n_bytes, &n_clean);
+
+    if (!clean)
+        return pl_fail(err, PL_E_NOMEM, "%s: no memory", what);
+    const int is_valid = n_clean == n_bytes && memcmp(clean, text, n_bytes) == 0;
+    free(clean);
+    if (is_valid)
+        return PL_OK;
+    return pl_fail(err, PL_E_FORMAT, "%s is not valid UTF-8: convert it first (iconv)", what);
+}
+
 pl_status cli_flush(pl_error *err)
 {
     if (fflush(stdout) != 0 || ferror(stdout))

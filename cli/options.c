@@ -6,6 +6,7 @@
 #include <getopt.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 enum { MAX_OPTIONS = 48, HELP_COLUMN = 26 };
 
@@ -13,7 +14,10 @@ volatile sig_atomic_t cli_stop;
 
 static void on_signal(int sig)
 {
+    static const char text[] = "\nstopping: the step at hand is finished or dropped first\n";
     (void)sig;
+    if (!cli_stop && write(STDERR_FILENO, text, sizeof text - 1) < 0)
+        cli_stop = 1;
     cli_stop = 1;
 }
 

@@ -38,7 +38,6 @@ typedef struct run {
     const pl_prompt **held_out;
     pl_engine_stats totals; /* of the training rollouts */
     int n_lines;
-    double save_s;
     double elapsed_before; /* seconds of earlier sittings */
 } run;
 
@@ -115,11 +114,15 @@ static void describe(const run *r)
 static pl_status lock_directory(run *r, pl_error *err)
 {
     char path[PL_CONFIG_STR + 16];
-    const pl_status st = pl_dir_make(run_dir(r), err);
 
+    snprintf(path, sizeof path, "%s/lock", run_dir(r));
+    if (!pl_dir_is_free(run_dir(r)) && !pl_path_exists(path))
+        return pl_fail(err, PL_E_CONFIG,
+            "trainer.default_local_dir '%s' is not empty and not a run: name a new directory",
+            run_dir(r));
+    const pl_status st = pl_dir_make(run_dir(r), err);
     if (st != PL_OK)
         return st;
-    snprintf(path, sizeof path, "%s/lock", run_dir(r));
     r->lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0644);
     if (r->lock_fd < 0)
         return pl_fail(err, PL_E_IO, "'%s': %s", path, strerror(errno));
@@ -145,7 +148,6 @@ static pl_status save(run *r, pl_error *err)
     const pl_status st = pl_checkpoint_save(run_dir(r), r->trainer, r->m.tokenizer, &r->state,
         (int)r->config.trainer.max_ckpt_to_keep, err);
     run_progress_clear(&r->report);
-    r->save_s = run_seconds() - t0;
     if (st == PL_OK)
         r->saved_step = r->state.step;
     return st;
@@ -158,7 +160,8 @@ static pl_status resume(run *r, pl_error *err)
     const pl_status found = pl_checkpoint_find(run_dir(r), dir, sizeof dir, &none);
 
     r->state.val_before = NAN;
-    r->state.config_hash = run_config_hash(&r->config);
+    r->state.config_hash = run_config_hash(&r->config) ^ run_data_hash(r->train);
+    r->state.samples_per_group = r->config.rollout.n;
     r->saved_step = -1;
     if (found == PL_E_NOENT)
         return PL_OK;
@@ -175,6 +178,11 @@ static pl_status resume(run *r, pl_error *err)
     const pl_status st = pl_checkpoint_load(dir, r->trainer, &r->state, err);
     if (st != PL_OK)
         return st;
+    if (r->state.samples_per_group != r->config.rollout.n)
+        return pl_fail(err, PL_E_CONFIG,
+            "'%s' began with actor_rollout_ref.rollout.n %lld, which numbers its samples: keep it, "
+            "or name another trainer.default_local_dir",
+            run_dir(r), (long long)r->state.samples_per_group);
     printf("resuming   after step %lld, from %s\n", (long long)r->state.step, dir);
     if (r->state.config_hash != hash)
         pl_log_warn(&r->log,
@@ -274,10 +282,11 @@ static pl_status evaluate(run *r, int n_prompts, const char *phase, pl_error *er
 
 static pl_status record_evaluation(run *r, double reward, pl_error *err)
 {
-    const pl_metric m[] = {{"val-core/held_out/reward/mean@N", reward},
-        {"val-core/held_out/n", (double)r->config.rollout.val_n},
-        {"timing_s/testing", r->eval.seconds}};
-    return pl_metrics_put(r->metrics, r->state.step, m, 3, err);
+    char name[64];
+    snprintf(name, sizeof name, "val-core/held_out/reward/mean@%lld",
+        (long long)r->config.rollout.val_n);
+    const pl_metric m[] = {{name, reward}, {"timing_s/testing", r->eval.seconds}};
+    return pl_metrics_put(r->metrics, r->state.step, m, 2, err);
 }
 
 static pl_status evaluate_all(run *r, double *reward, pl_error *err)
@@ -343,6 +352,9 @@ static pl_status roll_out(run *r, pl_error *err)
         .purpose = PL_NOISE_SAMPLE};
     const int n = (int)r->config.data.train_batch_size;
 
+    if (((uint64_t)r->state.next_group + (uint64_t)n) * (uint64_t)o->n > UINT32_MAX)
+        return pl_fail(err, PL_E_INVAL,
+            "this run has used all 2^32 sample ids: begin another one with another rollout.seed");
     for (int i = 0; i < n; i++)
         r->prompts[i] = &r->train->prompts[pl_dataset_order(
             r->train, r->state.next_group + i, r->config.data.shuffle, r->config.data.seed)];
@@ -353,6 +365,22 @@ static pl_status roll_out(run *r, pl_error *err)
     r->batch.report = &r->report;
     r->batch.phase = "rollout";
     return run_batch_collect(&r->batch, r->engine, r->m.tokenizer, &s, err);
+}
+
+/* A failed one is said, and the run goes on: the one before it is whole. */
+static void checkpoint(run *r)
+{
+    const double t0 = run_seconds();
+    pl_error lost = {0};
+    pl_status st = save(r, &lost);
+
+    if (st == PL_OK) {
+        const pl_metric m = {"timing_s/save_checkpoint", run_seconds() - t0};
+        st = pl_metrics_put(r->metrics, r->state.step, &m, 1, &lost);
+    }
+    if (st != PL_OK)
+        pl_log_error(&r->log, "checkpoint of step %lld: %s; the one before it is whole, continuing",
+            (long long)r->state.step, lost.msg);
 }
 
 static pl_status run_step(run *r, pl_error *err)
@@ -383,17 +411,11 @@ static pl_status run_step(run *r, pl_error *err)
     if (st == PL_OK)
         st = pl_rollouts_write(
             run_dir(r), step, r->batch.samples, r->batch.n_groups * r->batch.n, rolled_out_by, err);
-    r->save_s = 0;
-    if (st == PL_OK && freq > 0 && step % freq == 0) {
-        pl_error lost = {0};
-        if (save(r, &lost) != PL_OK)
-            pl_log_error(&r->log,
-                "checkpoint of step %lld: %s; the one before it is whole, continuing",
-                (long long)step, lost.msg);
-    }
     if (st == PL_OK)
-        st = run_record_step(r->metrics, step, &r->batch, &u, r->save_s, run_seconds() - t0, err);
+        st = run_record_step(r->metrics, step, &r->batch, &u, run_seconds() - t0, err);
     print_step(r, &u);
+    if (st != PL_OK || (freq > 0 && step % freq == 0))
+        checkpoint(r);
     return st;
 }
 
@@ -479,7 +501,8 @@ static pl_status train(run *r, pl_error *err)
         if (st == PL_OK && test_freq > 0 && r->state.step % test_freq == 0 &&
             r->state.step < total) {
             st = evaluate_all(r, &reward, err);
-            printf("held-out reward after step %lld: %.3f\n", (long long)r->state.step, reward);
+            if (st == PL_OK)
+                printf("held-out reward after step %lld: %.3f\n", (long long)r->state.step, reward);
         }
     }
     return st == PL_OK ? finish_run(r, err) : st;

@@ -48,6 +48,8 @@ pl_status run_config_load(
 pl_status run_config_write(const run_config *c, pl_error *err);
 /* Hash of the keys that decide the bits of the weights, besides code and numeric class. */
 uint64_t run_config_hash(const run_config *c);
+/* The same of the prompts themselves, not of their file's name. */
+uint64_t run_data_hash(const pl_dataset *d);
 /* The engine's options that the configuration asks for, with max_ctx for the longest prompt. */
 void run_engine_options(const run_config *c, int longest_prompt, pl_engine_options *o);
 
@@ -67,8 +69,7 @@ pl_status run_plan_check(const run_plan *p, pl_error *err);
 
 typedef struct run_report {
     int is_tty; /* stderr: a progress bar may be drawn */
-    int width;
-    double t0; /* when the command began, monotonic seconds */
+    double t0;  /* when the command began, monotonic seconds */
 } run_report;
 double run_seconds(void);
 void run_progress(const run_report *r, const char *phase, double done, const char *detail);
@@ -137,6 +138,6 @@ run_lengths run_measure_lengths(const run_batch *b);
 double run_acceptance_length(const pl_engine_stats *s);
 /* One line of metrics.jsonl. */
 pl_status run_record_step(pl_metrics *metrics, int64_t step, const run_batch *b,
-    const pl_step_stats *u, double save_s, double step_s, pl_error *err);
+    const pl_step_stats *u, double step_s, pl_error *err);
 
 #endif

@@ -18,7 +18,7 @@ static const pl_config_key rollout_keys[] = {
     {ROLLOUT "temperature", R(temperature), PL_FLOAT, 0.01, 100, "1.0", NULL,
         "of the samples; log-probs are taken at it"},
     {ROLLOUT "top_k", R(top_k), PL_INT, 0, 1e9, "0", NULL, "keep the likeliest tokens; 0: all"},
-    {ROLLOUT "top_p", R(top_p), PL_FLOAT, 0, 1, "1.0", NULL,
+    {ROLLOUT "top_p", R(top_p), PL_FLOAT, 1e-6, 1, "1.0", NULL,
         "keep the likeliest tokens up to this mass"},
     {ROLLOUT "min_p", R(min_p), PL_FLOAT, 0, 1, "0", NULL,
         "drop tokens below this share of the likeliest"},
@@ -100,18 +100,18 @@ void run_config_sections(run_config *c, pl_config_section sections[RUN_SECTIONS]
     memcpy(sections, all, sizeof all);
 }
 
-/* "fixed:STEPS_TOPK_VERIFY": rows of a tree are VERIFY, levels STEPS. */
-static int parse_fixed(const char *text, int *steps, int *verify)
+/* "fixed:STEPS_TOPK_VERIFY": STEPS levels, TOPK children a row, VERIFY rows a tree. */
+static int parse_fixed(const char *text, int *steps, int *topk, int *verify)
 {
-    int topk, n = 0;
-    return sscanf(text, "fixed:%d_%d_%d%n", steps, &topk, verify, &n) == 3 && text[n] == 0 &&
-           *steps >= 1 && *steps <= 63 && topk >= 1 && *verify >= 2 && *verify <= PL_DRAFT_MAX;
+    int n = 0;
+    return sscanf(text, "fixed:%d_%d_%d%n", steps, topk, verify, &n) == 3 && text[n] == 0 &&
+           *steps >= 1 && *steps <= 63 && *topk >= 1 && *verify >= 2 && *verify <= PL_DRAFT_MAX;
 }
 
 static pl_status check(const run_config *c, pl_error *err)
 {
     const char *controller = c->speculative.controller;
-    int steps, verify;
+    int steps, topk, verify;
 
     if (!c->rollout.model_path[0])
         return pl_fail(err, PL_E_CONFIG,
@@ -119,7 +119,7 @@ static pl_status check(const run_config *c, pl_error *err)
     if (!c->data.train_files[0])
         return pl_fail(err, PL_E_CONFIG, "data.train_files is empty: name a JSONL file of prompts");
     if (strcmp(controller, "goodput") != 0 && strcmp(controller, "off") != 0 &&
-        !parse_fixed(controller, &steps, &verify))
+        !parse_fixed(controller, &steps, &topk, &verify))
         return pl_fail(err, PL_E_CONFIG,
             "speculative.controller '%s' is none of goodput, off, fixed:STEPS_TOPK_VERIFY "
             "(as fixed:6_4_16, at most %d rows)",
@@ -155,7 +155,7 @@ pl_status run_config_load(
 void run_engine_options(const run_config *c, int longest_prompt, pl_engine_options *o)
 {
     const char *controller = c->speculative.controller;
-    int steps = 0, verify = 0;
+    int steps = 0, topk = 0, verify = 0;
 
     pl_engine_defaults(o);
     o->max_num_seqs = (int)c->rollout.max_num_seqs;
@@ -170,11 +170,12 @@ void run_engine_options(const run_config *c, int longest_prompt, pl_engine_optio
     o->controller = PL_CONTROLLER_GOODPUT;
     if (strcmp(controller, "off") == 0)
         o->controller = PL_CONTROLLER_OFF;
-    if (parse_fixed(controller, &steps, &verify)) {
+    if (parse_fixed(controller, &steps, &topk, &verify)) {
         o->controller = PL_CONTROLLER_FIXED;
         o->fixed_rows = verify;
         o->max_spec_rows = verify;
         o->max_spec_depth = steps;
+        o->suffix.max_children = topk;
     }
     o->suffix.min_match = (int)c->speculative.suffix_min_match;
     o->suffix.max_tokens = (int)c->speculative.suffix_max_tokens;
@@ -213,7 +214,13 @@ uint64_t run_config_hash(const run_config *c)
     /* Length, places, threads and drafting do not. */
     memset(&copy.speculative, 0, sizeof copy.speculative);
     memset(&copy.trainer, 0, sizeof copy.trainer);
-    copy.rollout.max_num_seqs = copy.rollout.max_rows = 0;
+    if (strcmp(c->actor.lr_scheduler_type, "cosine") == 0) /* it ends at the last step */
+        copy.trainer.total_training_steps = c->trainer.total_training_steps;
+    copy.rollout.max_num_seqs = copy.rollout.max_rows = copy.rollout.val_n = 0;
+    copy.rollout.val_temperature = 0;
+    memset(copy.data.val_files, 0, sizeof copy.data.val_files);
+    memset(copy.data.train_files, 0, sizeof copy.data.train_files); /* their prompts are hashed */
+    copy.data.max_prompt_length = 0;
     memset(copy.actor.activations, 0, sizeof copy.actor.activations);
     FILE *f = open_memstream(&text, &n);
     if (!f)
@@ -223,5 +230,16 @@ uint64_t run_config_hash(const run_config *c)
     fclose(f);
     const uint64_t h = pl_hash64(text, n);
     free(text);
+    return h;
+}
+
+uint64_t run_data_hash(const pl_dataset *d)
+{
+    uint64_t h = 0;
+    for (int i = 0; i < d->n; i++) {
+        const pl_prompt *p = &d->prompts[i];
+        const uint64_t mix[3] = {h, p->key, pl_hash64(p->ground_truth, strlen(p->ground_truth))};
+        h = pl_hash64(mix, sizeof mix);
+    }
     return h;
 }

@@ -29,7 +29,7 @@ double run_acceptance_length(const pl_engine_stats *s)
 }
 
 pl_status run_record_step(pl_metrics *metrics, int64_t step, const run_batch *b,
-    const pl_step_stats *u, double save_s, double step_s, pl_error *err)
+    const pl_step_stats *u, double step_s, pl_error *err)
 {
     const pl_engine_stats *e = &b->stats;
     const run_lengths l = run_measure_lengths(b);
@@ -60,7 +60,6 @@ pl_status run_record_step(pl_metrics *metrics, int64_t step, const run_batch *b,
         {"perf/micro_batches", u->n_micro_batches},
         {"timing_s/gen", b->seconds},
         {"timing_s/update_actor", u->update_s},
-        {"timing_s/save_checkpoint", save_s},
         {"timing_s/step", step_s},
     };
     return pl_metrics_put(metrics, step, m, (int)(sizeof m / sizeof m[0]), err);

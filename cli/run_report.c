@@ -3,6 +3,7 @@
 
 #include <math.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -19,12 +20,18 @@ void run_progress(const run_report *r, const char *phase, double done, const cha
     char bar[WIDTH + 1];
     const int full = (int)(done * WIDTH + 0.5);
 
+    struct winsize window = {0};
+    char line[160];
+
     if (!r->is_tty)
         return;
+    if (ioctl(STDERR_FILENO, TIOCGWINSZ, &window) != 0 || window.ws_col < 2)
+        window.ws_col = 80;
     memset(bar, '.', WIDTH);
     memset(bar, '#', (size_t)(full < 0 ? 0 : full > WIDTH ? WIDTH : full));
     bar[WIDTH] = 0;
-    dprintf(STDERR_FILENO, "\r\033[K%-10s [%s] %3.0f %%  %s", phase, bar, done * 100, detail);
+    snprintf(line, sizeof line, "%-10s [%s] %3.0f %%  %s", phase, bar, done * 100, detail);
+    dprintf(STDERR_FILENO, "\r\033[K%.*s", window.ws_col - 1, line);
 }
 
 void run_progress_clear(const run_report *r)

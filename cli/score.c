@@ -200,7 +200,12 @@ static pl_status score_input(score *s, pl_error *err)
         if (st == PL_OK)
             st = cli_flush(err);
     }
+    const int n_lines = l.line;
     cli_lines_close(&l);
+    if (got >= 0 && st == PL_OK && cli_stop)
+        return pl_fail(err, PL_E_STOPPED, "stopped by a signal");
+    if (got >= 0 && st == PL_OK && n_lines == 0)
+        return pl_fail(err, PL_E_FORMAT, "'%s' holds no line to score", s->input);
     return got < 0 ? err->code : st;
 }
 

@@ -28,8 +28,12 @@ static pl_status encode(tokenize *t, const char *text, size_t n_bytes, pl_error 
 {
     int32_t *ids;
     int n;
-    pl_status st;
+    pl_status st = cli_check_utf8(text, n_bytes, "the text", err);
 
+    if (st != PL_OK)
+        return st;
+    if (t->chat && memchr(text, 0, n_bytes))
+        return pl_fail(err, PL_E_FORMAT, "a chat message cannot hold U+0000");
     if (t->chat) {
         const pl_message m = {"user", text};
         st = pl_chat_encode(t->tokenizer, &m, 1, &ids, &n, err);

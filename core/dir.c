@@ -218,3 +218,16 @@ pl_status pl_dir_commit(const char *from, const char *to, pl_error *err)
     }
     return core_sync_parent(to, err);
 }
+
+int pl_dir_is_free(const char *path)
+{
+    DIR *d = opendir(path);
+    int is_free = 1;
+
+    if (!d)
+        return errno == ENOENT;
+    for (const struct dirent *e = readdir(d); e && is_free; e = readdir(d))
+        is_free = strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0;
+    closedir(d);
+    return is_free;
+}

@@ -42,6 +42,8 @@ pl_status pl_dir_remove(const char *path, pl_error *err);
 /* fsync every file below and the directories, rename from to to, fsync the parent: a directory that
  * is whole or absent.  to must not exist. */
 pl_status pl_dir_commit(const char *from, const char *to, pl_error *err);
+/* 1 if it is a directory that holds nothing, or is not there. */
+int pl_dir_is_free(const char *path);
 /* 1 if the path exists. */
 int pl_path_exists(const char *path);
 

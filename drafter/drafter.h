@@ -13,9 +13,10 @@
 /* ---- the suffix drafter: one suffix automaton a prompt group (DRAFTING 1.6) ---- */
 
 typedef struct pl_suffix_options {
-    int min_match;  /* shortest suffix match that proposes, tokens; 0: frequent tokens too */
-    int max_tokens; /* tokens that one automaton holds; the oldest texts are dropped beyond it */
-    float decay;    /* count weight of a text per policy version of age, (0, 1] */
+    int max_children; /* of one row of a draft, at most 6; 0: 6 */
+    int min_match;    /* shortest suffix match that proposes, tokens; 0: frequent tokens too */
+    int max_tokens;   /* tokens that one automaton holds; the oldest texts are dropped beyond it */
+    float decay;      /* count weight of a text per policy version of age, (0, 1] */
 } pl_suffix_options;
 
 /* All that is known about one prompt: prompt, responses of its samples, earlier epochs. */

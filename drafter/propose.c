@@ -261,7 +261,8 @@ static void expand(growth *g, int row, int depth, int state, int len, double rea
             list[i].score +=
                 rough_noise(g->draw, g->draw->position + (uint32_t)depth, list[i].token);
     }
-    const int k = select_best(list, n, MAX_CHILDREN);
+    const int wanted = g->s->o.max_children;
+    const int k = select_best(list, n, wanted > 0 && wanted < MAX_CHILDREN ? wanted : MAX_CHILDREN);
     double sum = 0, known = 1;
     if (!is_greedy && k > 0) {
         for (int i = 0; i < k; i++)

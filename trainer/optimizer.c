@@ -123,7 +123,8 @@ pl_status optimizer_update(pl_trainer *t, double lr, double *grad_norm, pl_error
     *grad_norm = norm;
     if (!isfinite(norm))
         return pl_fail(err, PL_E_NUMERIC,
-            "the gradient is not finite (norm %g); nothing was changed: lower the learning rate, "
+            "the gradient is not finite (norm %g); this update was not made: lower the learning "
+            "rate, "
             "or "
             "go back to an older checkpoint",
             norm);

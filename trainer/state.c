@@ -113,6 +113,7 @@ static void put_state(pl_json *j, const checkpoint_state *s)
     pl_json_text(j, ",\n\"numeric_class\":\"" PL_NUMERIC_CLASS "\"");
     put_int(j, ",\n\"step\":", s->run.step);
     put_int(j, ",\n\"next_group\":", s->run.next_group);
+    put_int(j, ",\n\"samples_per_group\":", s->run.samples_per_group);
     put_int(j, ",\n\"policy_version\":", s->run.policy_version);
     put_int(j, ",\n\"optimizer_updates\":", s->n_updates);
     pl_json_text(j, ",\n\"config_hash\":");
@@ -243,6 +244,8 @@ static pl_status get_state(const json_t *root, checkpoint_state *s, pl_error *er
         st = get_int(root, "step", &s->run.step, err);
     if (st == PL_OK)
         st = get_int(root, "next_group", &s->run.next_group, err);
+    if (st == PL_OK)
+        st = get_int(root, "samples_per_group", &s->run.samples_per_group, err);
     if (st == PL_OK)
         st = get_int(root, "policy_version", &policy_version, err);
     if (st == PL_OK && policy_version > UINT32_MAX)

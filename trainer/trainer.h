@@ -150,8 +150,9 @@ pl_status pl_trainer_step(pl_trainer *t, int64_t step, pl_sample *samples, int n
 /* ---- checkpoints (DESIGN 6): written beside, committed by rename, complete or absent ---- */
 
 typedef struct pl_run_state {
-    int64_t step;       /* steps done */
-    int64_t next_group; /* ordinal of the next prompt group */
+    int64_t step;              /* steps done */
+    int64_t next_group;        /* ordinal of the next prompt group */
+    int64_t samples_per_group; /* uid = ordinal * this + k: fixed for a run */
     uint32_t policy_version;
     uint64_t config_hash; /* of the keys that decide the bits */
     double val_before;    /* held-out reward before the first step; NaN: not measured */

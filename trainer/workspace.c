@@ -100,7 +100,8 @@ static pl_status make_parts(pl_trainer *t, pl_error *err)
     t->grads = flat_new(n);
     t->m = flat_new(n);
     t->v = flat_new(n);
-    t->tokens = calloc((size_t)t->budget, sizeof *t->tokens);
+    /* A sequence of n tokens costs n - 1 rows, rounded up: it may hold one token more than rows. */
+    t->tokens = calloc((size_t)t->budget + (size_t)o.max_seqs, sizeof *t->tokens);
     t->batch = calloc((size_t)o.max_seqs, sizeof *t->batch);
     if (!t->grads || !t->m || !t->v || !t->tokens || !t->batch)
         return pl_fail(err, PL_E_NOMEM,

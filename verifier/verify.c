@@ -32,6 +32,11 @@ pl_status pl_verify(const pl_draft *draft, int n_vocab, const pl_draw *draw, con
                 here.position);
         pl_drawn drawn;
         ops->draw(z, n_vocab, &here, scratch, &drawn);
+        if (drawn.token < 0)
+            return pl_fail(err, PL_E_NUMERIC,
+                "logits of sample %u at position %u, divided by the temperature %g, are not "
+                "finite: raise the temperature",
+                here.uid, here.position, (double)here.temperature);
 
         /* The draw did not look at the draft: what is emitted cannot depend on it. */
         const int child = pl_draft_child(draft, row, drawn.token);

@@ -89,7 +89,8 @@ static inline void multiply_band(
             n_rows * (i + 1) / n_parts - r, k0, n_blocks);
     }
     /* A few blocks of keys are not a stream of weights: what follows them is not read next. */
-    const int is_stream = (g->panel_end - g->panel_begin) * n_blocks * 1024 >= 4 * AHEAD;
+    const int is_stream =
+        (size_t)(g->panel_end - g->panel_begin) * (size_t)n_blocks * 1024 >= 4 * (size_t)AHEAD;
     int prepared = 0;
     for (int p = g->panel_begin; p < g->panel_end; p++)
         for (int i = 0; i < n_parts; i++) {

@@ -35,6 +35,18 @@ sed 's/last_number/telepathy/' tests/data/first_digit.jsonl >"$work/d"
 expect 78 "telepathy" "an unknown verifier" -- $run data.train_files="$work/d"
 [ ! -e "$work/run/checkpoints" ] || fail "a refused run left checkpoints"
 
+expect 65 "not valid UTF-8" "bytes that are no text" -- "$PACELINE" tokenize --model "$work/tiny" --text "$(printf 'a\377b')"
+expect 64 "out of range" "top-p 0" -- "$PACELINE" generate --model "$work/tiny" --prompt x --top-p 0
+expect 64 "not empty" "tiny into a directory that is in use" -- "$PACELINE" tiny "$work/tiny"
+expect 78 "not empty and not a run" "a run directory that is none" -- \
+    "$PACELINE" run $config model.path="$work/tiny" trainer.default_local_dir="$work/tiny" data.max_response_length=8
+got=0
+run_tiny "$work/closed" trainer.total_training_steps=1 >&- 2>"$work/err" || got=$?
+[ $got = 0 ] && [ ! -s "$work/closed/lock" ] || { cat "$work/err"; fail "a closed standard output: exit $got"; }
+passed "a closed standard output goes into no other file"
+expect 78 "began with actor_rollout_ref.rollout.n 8" "another n in a run that numbers its samples" -- \
+    run_tiny "$work/closed" rollout.n=4
+
 # Model files: cut at many places, bits flipped; never a crash.
 for f in config.json model.safetensors tokenizer.json; do
     cp -r "$work/tiny" "$work/cut"
@@ -61,7 +73,7 @@ fi
 # A full disk during a checkpoint: said, the one before it stays whole, the run can go on there.
 mkdir "$work/small"
 if mount -t tmpfs -o size=2200k none "$work/small" 2>/dev/null; then
-    trap 'umount "$work/small" 2>/dev/null; rm -rf "$work"' EXIT INT TERM
+    trap 'umount "$work/small" 2>/dev/null || true; rm -rf "$work"' EXIT INT TERM
     got=0
     run_tiny "$work/small/run" trainer.save_freq=1 >"$work/log" 2>&1 || got=$?
     [ $got = 74 ] || { cat "$work/log"; fail "a full disk: exit $got"; }

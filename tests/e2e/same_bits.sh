@@ -20,6 +20,13 @@ done
 run_tiny "$work/seed" rollout.seed=1 >"$work/log" 2>&1
 differs "$(policy "$work/base" 4)" "$(policy "$work/seed" 4)" "another seed: other weights"
 
+# Micro-batches filled to the last row: 64 sequences a group, of 33 tokens that take 32 rows each.
+n=$("$PACELINE" tokenize --model "$work/tiny" --chat --text "Say 0" | tr -cd ',' | wc -c)
+run_tiny "$work/full" rollout.n=64 rollout.ignore_eos=true data.max_response_length=$((32 - n)) \
+    actor.ppo_max_token_len=1024 trainer.total_training_steps=1 >"$work/log" 2>&1 ||
+    { cat "$work/log"; fail "a full micro-batch"; }
+passed "a micro-batch filled to its last row"
+
 printf '{"prompt":"one two three"}\n{"prompt":[{"role":"user","content":"4 5 6 4 5 6"}]}\n"aaaa"\n' >"$work/p"
 gen() { "$PACELINE" generate --model "$work/tiny" --prompts "$work/p" --n 3 --max-tokens 40 --seed 7 --json "$@"; }
 for t in 0 0.7 1; do
