@@ -7,7 +7,7 @@ build="${1:-build}"
 logs="$(mktemp -d)"
 trap 'rm -rf "$logs"' EXIT
 cmake -S . -B "$build-asan" -DCMAKE_BUILD_TYPE=RelWithDebInfo -DPL_SANITIZE=address,undefined >/dev/null
-make --no-print-directory -C "$build-asan" -j"$(nproc)" 2>&1 | grep -E 'warning:|error:|\*\*\*' || true
+make --no-print-directory -C "$build-asan" -j"$(nproc)" 2>&1 | grep -E ' (warning|error): |\*\*\*' || true
 make --no-print-directory -C "$build-asan" -j"$(nproc)" >/dev/null
 echo "leak:libcriterion.so" >"$logs/suppressions"
 ASAN_OPTIONS="log_path=$logs/asan:detect_leaks=1:abort_on_error=0" \

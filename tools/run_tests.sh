@@ -7,7 +7,7 @@ jobs="${2:-2}"
 floor="${PL_TEST_FLOOR:-300}"
 
 cmake -S . -B "$build" -DCMAKE_BUILD_TYPE="${PL_BUILD_TYPE:-Release}" ${PL_CMAKE_ARGS:-} >/dev/null
-make --no-print-directory -C "$build" -j"$jobs" 2>&1 | grep -E 'warning|error|\*\*\*' || true
+make --no-print-directory -C "$build" -j"$jobs" 2>&1 | grep -E ' (warning|error): |\*\*\*' || true
 make --no-print-directory -C "$build" -j"$jobs" >/dev/null
 tools/check_layers.sh
 tools/check_docs.sh
