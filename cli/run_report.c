@@ -72,7 +72,7 @@ void run_print_closing(
             1.0 + (double)all->n_accepted / (double)all->n_verify_steps);
     if (c->n_samples > 0) {
         const double on = (double)c->n_tokens / c->on_s, off = (double)c->n_tokens / c->off_s;
-        printf("  rollout tokens/s on %d held-out samples:\n", c->n_samples);
+        printf("  rollout tokens/s, held-out samples: %d\n", c->n_samples);
         printf("    %-32s %8.1f\n", "without speculation", off);
         printf("    %-32s %8.1f  (x %.2f, acceptance length %.2f)\n", "with speculation", on,
             on / off, c->acceptance);
