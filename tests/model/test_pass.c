@@ -183,14 +183,13 @@ static int make_tree(
     return n;
 }
 
-static void check_trees(bed *b, const float *truth)
+/* From several starts, so that every position of a block falls on rows of every kind of item. */
+static void check_trees(bed *b, const float *truth, int first)
 {
-    float *got = malloc((size_t)N_TOKENS * (size_t)b->vocab * sizeof *got);
     pl_error err = {0};
     pl_kv_seq kv;
-    cr_assert_not_null(got);
     start(&kv);
-    chain(b, &kv, 0, 5, got);
+    chain(b, &kv, 0, first, NULL);
     for (int round = 0; kv.n_tokens < N_TOKENS; round++) {
         int32_t tokens[PL_DRAFT_MAX];
         int16_t parent[PL_DRAFT_MAX], path[PL_DRAFT_MAX];
@@ -203,14 +202,14 @@ static void check_trees(bed *b, const float *truth)
         cr_assert_eq(pl_kv_reserve(b->pool, &kv, depth, &err), PL_OK, "%s", err.msg);
         cr_assert_eq(pl_pass_run(b->pass, b->pool, &s, 1, &err), PL_OK, "%s", err.msg);
         cr_assert_eq(kv.n_tokens, base, "a tree commits nothing by itself");
+        /* At once: rows that are not accepted are run again later, perhaps in another item. */
         for (int d = 0; d < depth; d++)
-            memcpy(got + (size_t)(base + d) * (size_t)b->vocab, pl_pass_logits(b->pass, 0, path[d]),
-                (size_t)b->vocab * sizeof *got);
+            cr_assert_eq(memcmp(truth + (size_t)(base + d) * (size_t)b->vocab,
+                             pl_pass_logits(b->pass, 0, path[d]), (size_t)b->vocab * sizeof *truth),
+                0, "tree on %s: position %d differs", b->model->ops->name, base + d);
         pl_pass_commit(b->pass, b->pool, 0, path, accepted);
     }
     pl_kv_seq_done(b->pool, &kv);
-    expect_rows(b, truth, got, "tree verification");
-    free(got);
 }
 
 /* Three samples of one prompt over shared pages, with a stranger, in one pass each step. */
@@ -279,7 +278,8 @@ static void check_shape(int shape)
             if (!bed_open(&b, shape, isas[i], threads))
                 continue;
             check_chunks(&b, truth);
-            check_trees(&b, truth);
+            for (int first = 5; first < 64; first += 7)
+                check_trees(&b, truth, first);
             check_neighbours(&b, truth);
             check_scores(&b, truth);
             bed_close(&b);
