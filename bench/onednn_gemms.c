@@ -243,5 +243,6 @@ int main(int argc, char **argv)
         printf("%.9f\n", one_round(&g));
         fflush(stdout);
     }
+    free(g.weights);
     return 0;
 }

@@ -159,11 +159,11 @@ static size_t kv_bytes(const pl_arch *a)
     return (size_t)a->n_layers * 2 * (size_t)a->n_kv_heads * (size_t)a->head_dim * sizeof(uint16_t);
 }
 
-static pl_status decode_case(bench *b, engine *e, const pl_arena *arena, int batch, pl_error *err)
+static pl_status decode_case(bench *b, engine *e, const uint64_t *words, int batch, pl_error *err)
 {
     const size_t bytes = pl_model_weight_bytes(e->m.model) +
                          (size_t)batch * (size_t)e->context * kv_bytes(pl_model_arch(e->m.model));
-    stream s = {.words = (const uint64_t *)(const void *)arena->base, .n = bytes / 8};
+    stream s = {.words = words, .n = bytes / 8};
     double step[BENCH_ROUNDS_MAX], ratio[BENCH_ROUNDS_MAX], read[BENCH_ROUNDS_MAX];
     const int rounds = bench_rounds(b, 11);
     bench_figure f = {.unit = "tokens/s", .ratio_to = "read bandwidth"};
@@ -193,6 +193,7 @@ pl_status bench_decode(bench *b, pl_error *err)
     static const int batches[] = {1, 8, 32};
     engine e;
     pl_arena arena = {0};
+    uint64_t *words = NULL;
 
     pl_status st = engine_open(&e, b, BATCH_MAX, 0, err);
     for (int i = 0; st == PL_OK && i < e.n_seqs; i++) {
@@ -205,11 +206,13 @@ pl_status bench_decode(bench *b, pl_error *err)
         const size_t most = pl_model_weight_bytes(e.m.model) +
                             (size_t)BATCH_MAX * (size_t)e.context * kv_bytes(a) + 4096;
         st = pl_arena_init(&arena, most, "bench decode, the buffer to stream", err);
-        if (st == PL_OK)
-            memset(arena.base, 1, arena.size); /* pages of its own, not the zero page */
+        if (st == PL_OK) {
+            words = pl_arena_alloc(&arena, most);
+            memset(words, 1, most); /* pages of its own, not the zero page */
+        }
     }
     for (size_t i = 0; st == PL_OK && i < sizeof batches / sizeof *batches; i++)
-        st = decode_case(b, &e, &arena, batches[i], err);
+        st = decode_case(b, &e, words, batches[i], err);
     if (st == PL_OK)
         fprintf(b->notes, "the reference reads a buffer of its own: same size, same page advice\n");
     pl_arena_done(&arena);
