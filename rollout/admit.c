@@ -102,6 +102,21 @@ static sequence *take_queued(pl_engine *e)
     return s;
 }
 
+/* All memory of a response is taken before it runs, none in its rounds. */
+int sequence_alloc(sequence *s)
+{
+    const size_t n = (size_t)s->r.max_tokens;
+    if (!s->tokens)
+        s->tokens = malloc(n * sizeof *s->tokens);
+    if (!s->logprobs)
+        s->logprobs = malloc(n * sizeof *s->logprobs);
+    if (!s->source)
+        s->source = malloc(n);
+    if (!s->tail && s->tail_max > 0)
+        s->tail = malloc(2 * (size_t)s->tail_max);
+    return s->tokens && s->logprobs && s->source && (s->tail_max == 0 || s->tail);
+}
+
 void sequence_free(pl_engine *e, sequence *s)
 {
     group *g = s->group;
@@ -116,15 +131,44 @@ void sequence_free(pl_engine *e, sequence *s)
         group_free(e, g);
 }
 
+static void take_running(pl_engine *e, int i)
+{
+    e->running[i]->group->n_running--;
+    memmove(
+        &e->running[i], &e->running[i + 1], (size_t)(e->n_running - 1 - i) * sizeof(sequence *));
+    e->n_running--;
+}
+
+sequence *engine_take(pl_engine *e, uint32_t uid)
+{
+    for (int i = 0; i < e->n_running; i++) {
+        sequence *s = e->running[i];
+        if (s->r.uid != uid)
+            continue;
+        take_running(e, i);
+        return s;
+    }
+    sequence *before = NULL, *s = e->queue;
+    while (s && s->r.uid != uid) {
+        before = s;
+        s = s->next;
+    }
+    if (!s)
+        return NULL;
+    *(before ? &before->next : &e->queue) = s->next;
+    if (e->queue_last == s)
+        e->queue_last = before;
+    s->next = NULL;
+    e->n_queued--;
+    return s;
+}
+
 void engine_preempt(pl_engine *e, sequence *s)
 {
     int i = 0;
     while (e->running[i] != s)
         i++;
-    memmove(
-        &e->running[i], &e->running[i + 1], (size_t)(e->n_running - 1 - i) * sizeof(sequence *));
-    e->n_running--;
-    s->group->n_running--;
+    take_running(e, i);
     e->stats.n_preempted += s->kv.n_tokens > 0;
     pl_kv_seq_clear(e->pool, &s->kv);
     s->is_forked = 0;
@@ -210,28 +254,27 @@ static int prepare_group(pl_engine *e, group *g, uint64_t prompt_key)
     return 1;
 }
 
-/* All memory of a response is taken here, none in its rounds. */
+/* The sample's place in what is known of its prompt; a prefix is its own text like any other.  A
+ * sample without a cursor is decoded plainly: the same text. */
+static void prepare_cursor(pl_engine *e, sequence *s)
+{
+    if (!e->is_speculative || !s->group->knowledge || s->cursor || s->n != s->r.n_prefix)
+        return;
+    if (pl_suffix_cursor_new(&s->cursor, s->group->knowledge->suffix, NULL) != PL_OK) {
+        s->cursor = NULL;
+        return;
+    }
+    /* Short memory costs knowledge, not text: the cursor goes on without recording. */
+    (void)pl_suffix_append(s->cursor, s->tokens, s->n, NULL);
+}
+
 static int prepare(pl_engine *e, sequence *s)
 {
-    const size_t n = (size_t)s->r.max_tokens;
-    if (!prepare_group(e, s->group, s->r.prompt_key))
-        return 0;
-    if (!s->tokens)
-        s->tokens = malloc(n * sizeof *s->tokens);
-    if (!s->logprobs)
-        s->logprobs = malloc(n * sizeof *s->logprobs);
-    if (!s->source)
-        s->source = malloc(n);
-    if (!s->tail && s->tail_max > 0)
-        s->tail = malloc(2 * (size_t)s->tail_max);
-    if (!s->tokens || !s->logprobs || !s->source || (s->tail_max > 0 && !s->tail))
+    if (!prepare_group(e, s->group, s->r.prompt_key) || !sequence_alloc(s))
         return 0;
     if (!s->kv.pages && pl_kv_seq_init(&s->kv, s->r.n_prompt + s->r.max_tokens, NULL) != PL_OK)
         return 0;
-    /* A sample without a cursor is decoded plainly: the same text. */
-    if (e->is_speculative && s->group->knowledge && !s->cursor && s->n == 0 &&
-        pl_suffix_cursor_new(&s->cursor, s->group->knowledge->suffix, NULL) != PL_OK)
-        s->cursor = NULL;
+    prepare_cursor(e, s);
     return 1;
 }
 

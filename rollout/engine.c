@@ -181,6 +181,7 @@ void pl_engine_clear(pl_engine *e)
     }
     e->queue_last = NULL;
     e->n_queued = 0;
+    e->is_broken = 0;
 }
 
 void pl_engine_free(pl_engine *e)
@@ -202,6 +203,22 @@ void pl_engine_free(pl_engine *e)
 }
 
 /* ---- requests ---- */
+
+static pl_status check_prefix(const pl_engine *e, const pl_request *r, pl_error *err)
+{
+    if (r->n_prefix < 0 || (r->n_prefix > 0 && (!r->prefix || !r->prefix_logprobs)))
+        return pl_fail(err, PL_E_INVAL,
+            "prefix of %d tokens: 0 or more, with their ids and log-probs", r->n_prefix);
+    if (r->n_prefix >= r->max_tokens)
+        return pl_fail(err, PL_E_INVAL,
+            "prefix of %d tokens ends a response of at most %d (its length); report it as done",
+            r->n_prefix, r->max_tokens);
+    for (int i = 0; i < r->n_prefix; i++)
+        if (r->prefix[i] < 0 || r->prefix[i] >= e->arch->n_vocab)
+            return pl_fail(err, PL_E_INVAL, "prefix token %d is id %d, the vocabulary has %d", i,
+                (int)r->prefix[i], e->arch->n_vocab);
+    return PL_OK;
+}
 
 static pl_status check_request(const pl_engine *e, const pl_request *r, pl_error *err)
 {
@@ -236,33 +253,75 @@ static pl_status check_request(const pl_engine *e, const pl_request *r, pl_error
             "prompt of %d and response of %d tokens need %d pages of the KV cache, it has %d; "
             "give it more memory",
             r->n_prompt, r->max_tokens, pages_of((int)total - 1), e->n_pages);
+    return check_prefix(e, r, err);
+}
+
+/* A sample of its own, of no group yet; with the tokens of its prefix. */
+static pl_status make_sequence(pl_engine *e, const pl_request *r, sequence **out, pl_error *err)
+{
+    sequence *s = calloc(1, sizeof *s);
+    if (!s)
+        return pl_fail(err, PL_E_NOMEM, "no memory to queue it");
+    s->r = *r;
+    for (int i = 0; i < r->n_stop; i++) {
+        const int n = (int)strlen(r->stop[i]);
+        s->tail_max = n > s->tail_max ? n : s->tail_max;
+    }
+    if (r->n_prefix > 0) {
+        pl_status st = PL_OK;
+        if (!sequence_alloc(s))
+            st = pl_fail(err, PL_E_NOMEM, "no memory for a response of %d tokens", r->max_tokens);
+        else
+            st = sequence_resume(e, s, err);
+        if (st != PL_OK) {
+            sequence_free(e, s);
+            return st;
+        }
+    }
+    s->r.prefix = NULL; /* copied: the caller's arrays may go */
+    s->r.prefix_logprobs = NULL;
+    s->r.prefix_source = NULL;
+    *out = s;
     return PL_OK;
 }
 
 pl_status pl_engine_submit(pl_engine *e, const pl_request *r, pl_error *err)
 {
     group *g = NULL;
+    sequence *s = NULL;
+    if (e->is_broken)
+        return pl_fail(err, PL_E_INVAL,
+            "sample %u: the last round failed midway; clear the engine first", r->uid);
     pl_status st = check_request(e, r, err);
+    if (st == PL_OK)
+        st = make_sequence(e, r, &s, err);
     if (st != PL_OK)
         return pl_wrap(err, st, "sample %u", r->uid);
-    sequence *s = calloc(1, sizeof *s);
-    if (!s)
-        return pl_fail(err, PL_E_NOMEM, "sample %u: no memory to queue it", r->uid);
     st = group_get(e, r, &g, err);
     if (st != PL_OK) {
-        free(s);
+        sequence_free(e, s);
         return st;
     }
-    s->r = *r;
     s->group = g;
     s->order = e->next_order++;
-    for (int i = 0; i < r->n_stop; i++) {
-        const int n = (int)strlen(r->stop[i]);
-        s->tail_max = n > s->tail_max ? n : s->tail_max;
-    }
     g->n_live++;
     engine_queue(e, s);
     return PL_OK;
+}
+
+int pl_engine_cancel(pl_engine *e, uint32_t uid)
+{
+    sequence *s = engine_take(e, uid);
+    if (!s)
+        return 0;
+    sequence_free(e, s);
+    return 1;
+}
+
+void pl_engine_counts(const pl_engine *e, int *n_running, int *n_queued)
+{
+    *n_running = e->n_running;
+    *n_queued = e->n_queued;
 }
 
 /* ---- versions, counters ---- */

@@ -42,22 +42,47 @@ static int ends_stop_string(const pl_engine *e, sequence *s, int32_t token)
     return 0;
 }
 
+static void append(const pl_engine *e, sequence *s, int32_t token, float logprob, uint8_t source)
+{
+    s->tokens[s->n] = token;
+    s->logprobs[s->n] = logprob;
+    s->source[s->n] = source;
+    s->n++;
+    const int is_end = !s->r.ignore_eos && is_end_token(e->arch, token);
+    if (is_end || ends_stop_string(e, s, token))
+        s->finish = PL_FINISH_STOP;
+    else if (s->n == s->r.max_tokens)
+        s->finish = PL_FINISH_LENGTH;
+}
+
 int sequence_accept(const pl_engine *e, sequence *s, const pl_verdict *v)
 {
     int i = 0;
     while (i < v->n && s->finish == PL_FINISH_NONE) {
-        const int32_t token = v->token[i];
-        s->tokens[s->n] = token;
-        s->logprobs[s->n] = v->logprob[i];
-        s->source[s->n] = v->source[i];
+        append(e, s, v->token[i], v->logprob[i], v->source[i]);
         s->n_accepted += v->source[i] != PL_SOURCE_TARGET;
-        s->n++;
         i++;
-        const int is_end = !s->r.ignore_eos && is_end_token(e->arch, token);
-        if (is_end || ends_stop_string(e, s, token))
-            s->finish = PL_FINISH_STOP;
-        else if (s->n == s->r.max_tokens)
-            s->finish = PL_FINISH_LENGTH;
     }
     return i;
+}
+
+/* The bytes of the prefix pass through the stop matcher: a stop string may begin in it and end
+ * behind it. */
+pl_status sequence_resume(const pl_engine *e, sequence *s, pl_error *err)
+{
+    const pl_request *r = &s->r;
+    for (int i = 0; i < r->n_prefix; i++) {
+        append(e, s, r->prefix[i], r->prefix_logprobs[i],
+            r->prefix_source ? r->prefix_source[i] : PL_SOURCE_TARGET);
+        if (s->finish != PL_FINISH_NONE)
+            return pl_fail(err, PL_E_INVAL,
+                "token %d of the prefix of %d ends the response (%s); report it as done", i,
+                r->n_prefix,
+                s->finish == PL_FINISH_LENGTH ? "its length" : "an end token or a stop string");
+    }
+    s->n_reported = s->n;
+    s->n_draft = r->prefix_draft;
+    s->n_accepted = r->prefix_accepted;
+    s->n_verify = r->prefix_steps;
+    return PL_OK;
 }

@@ -53,10 +53,10 @@ typedef struct sequence {
     group *group;
     uint64_t order; /* of submission: the older goes first, the youngest is preempted first */
     struct sequence *next; /* in the queue */
-    int32_t *tokens;       /* [max_tokens] NULL until first admitted */
+    int32_t *tokens;       /* [max_tokens] NULL until first admitted, but for a prefix */
     float *logprobs;       /* [max_tokens] */
     uint8_t *source;       /* [max_tokens] */
-    int n, n_reported;
+    int n, n_reported;     /* both begin at r.n_prefix */
     pl_kv_seq kv; /* holds prompt and all but the last token when nothing is to be prefilled */
     int is_forked;
     pl_suffix_cursor *cursor;
@@ -97,6 +97,7 @@ struct pl_engine {
     propose_fn propose; /* the suffix drafter; tests put hostile ones here */
     uint32_t version;
     int is_speculative;
+    int is_broken; /* a round ended midway: nothing but pl_engine_clear is valid */
 
     group *groups;   /* live ones, newest first */
     sequence *queue; /* by order */
@@ -125,7 +126,11 @@ int engine_reserve(pl_engine *e, sequence *s, pl_kv_seq *kv, int n);
 /* Take the sample out of the running ones; its text stays. */
 void engine_preempt(pl_engine *e, sequence *s);
 void engine_queue(pl_engine *e, sequence *s);
+/* Take the sample uid out of the running ones or the queue; NULL: there is none. */
+sequence *engine_take(pl_engine *e, uint32_t uid);
 void sequence_free(pl_engine *e, sequence *s);
+/* The arrays of the whole response, if they are not there yet.  0: memory is short. */
+int sequence_alloc(sequence *s);
 /* The live group of a request, made if there is none. */
 pl_status group_get(pl_engine *e, const pl_request *r, group **out, pl_error *err);
 
@@ -133,5 +138,8 @@ pl_status group_get(pl_engine *e, const pl_request *r, group **out, pl_error *er
 
 /* Append what a verdict says, up to the token that finishes; returns how many count. */
 int sequence_accept(const pl_engine *e, sequence *s, const pl_verdict *v);
+/* Begin the response (its arrays are there) with the prefix of its request.  Errors: PL_E_INVAL
+ * when the prefix ends the response. */
+pl_status sequence_resume(const pl_engine *e, sequence *s, pl_error *err);
 
 #endif

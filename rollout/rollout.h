@@ -58,18 +58,33 @@ size_t pl_engine_plan(const pl_arch *arch, const pl_engine_options *o, int n_thr
  * A non-zero return stops the engine (pl_engine_run returns PL_E_STOPPED). */
 typedef int (*pl_response_fn)(void *ctx, const pl_response *r, int n_before);
 
-/* Queue a sample.  Errors: PL_E_INVAL (sampling parameters out of range), PL_E_SHAPE (prompt and
- * max_tokens do not fit max_ctx: says by how much), PL_E_NOMEM. */
+/* Queue a sample; between rounds at any time, also while others run.  r->prompt and r->stop are
+ * borrowed until its response is done, r->prefix is copied.  A prefix is prefilled with the prompt
+ * and the sample goes on from there: the first callback has n_before = n_prefix.
+ * Errors: PL_E_INVAL (sampling parameters out of range; a prefix that already ends the response, or
+ * with an id out of the vocabulary), PL_E_SHAPE (prompt and max_tokens do not fit max_ctx: says by
+ * how much), PL_E_NOMEM.  After an error the engine is as before. */
 pl_status pl_engine_submit(pl_engine *e, const pl_request *r, pl_error *err);
-/* Rounds until every sample is done. */
+/* Drop the sample uid, queued or running; its callback is not called again.  Between rounds only,
+ * not from a callback.  Returns 1, or 0 when there is none (it is done, or never was). */
+int pl_engine_cancel(pl_engine *e, uint32_t uid);
+/* Samples that run and samples that wait. */
+void pl_engine_counts(const pl_engine *e, int *n_running, int *n_queued);
+/* Rounds until every sample is done.  Errors: as pl_engine_round. */
 pl_status pl_engine_run(pl_engine *e, pl_response_fn on_tokens, void *ctx, pl_error *err);
-/* One round; *n_left samples are not done. */
+/* One round; *n_left samples are not done.
+ * Errors: PL_E_STOPPED (the callback's wish) and PL_E_NOMEM (not even one sample can be started)
+ * leave every sample as it is, and a later round goes on.  PL_E_NUMERIC (logits that are no
+ * numbers) and what the pass returns break off in mid-round: the cache is ahead of the text, so
+ * only pl_engine_clear and pl_engine_free are valid then, and further rounds and submits are
+ * refused with PL_E_INVAL.  Tokens that callbacks got before stay good. */
 pl_status pl_engine_round(
     pl_engine *e, pl_response_fn on_tokens, void *ctx, int *n_left, pl_error *err);
-/* Drop every queued and running sample. */
+/* Drop every queued and running sample; whatever a round returned, new ones may come then. */
 void pl_engine_clear(pl_engine *e);
 
-/* The weights changed: cached keys are void (no sample may be running), the suffix counts age. */
+/* The weights changed: cached keys are void, the suffix counts age.  No sample may be running or
+ * wait with tokens (a prefix is of the version that goes on with it): PL_E_INVAL. */
 pl_status pl_engine_new_version(pl_engine *e, uint32_t version, pl_error *err);
 /* Turn drafting on or off between samples. */
 void pl_engine_set_speculative(pl_engine *e, int on);

@@ -398,6 +398,9 @@ static int report(pl_engine *e, pl_response_fn on_tokens, void *ctx)
 pl_status pl_engine_round(
     pl_engine *e, pl_response_fn on_tokens, void *ctx, int *n_left, pl_error *err)
 {
+    if (e->is_broken)
+        return pl_fail(
+            err, PL_E_INVAL, "engine: the last round failed midway; clear the engine first");
     e->round++;
 
     /* 1. Who runs; prompts that are in the cache give each sample its first token. */
@@ -405,6 +408,7 @@ pl_status pl_engine_round(
     if (st != PL_OK)
         return st;
     engine_fork_ready(e);
+    e->is_broken = 1; /* until this round is through */
     st = draw_first_tokens(e, err);
     if (st != PL_OK)
         return st;
@@ -422,6 +426,7 @@ pl_status pl_engine_round(
             return st;
     }
     e->stats.n_rounds++;
+    e->is_broken = 0;
 
     /* 5. Report, and let go of what is done. */
     const int goes_on = report(e, on_tokens, ctx);
