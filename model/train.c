@@ -35,6 +35,7 @@ static void take_head(pl_train *t, pl_arena *arena, size_t *total)
     TAKE(h->rows, rows);
     TAKE(h->hidden, rows * cp);
     TAKE(h->logits, rows * vp);
+    TAKE(h->e, (size_t)t->n_threads * vp);
     if (t->o.forward_only)
         return;
     TAKE(h->dlogits, rows * vp);
@@ -281,6 +282,11 @@ void pl_train_free(pl_train *t)
     pl_pass_free(t->pass);
     pl_arena_done(&t->arena);
     free(t);
+}
+
+void pl_train_set_redraw(pl_train *t, const pl_train_redraw *r)
+{
+    t->redraw = r ? *r : (pl_train_redraw){0};
 }
 
 void train_columns(int n, int i_thread, int n_threads, int *begin, int *end)

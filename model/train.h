@@ -20,6 +20,18 @@ typedef struct pl_train_seq {
  * Returns d loss / d logprob of this token (0: no gradient). */
 typedef float (*pl_train_loss_fn)(void *ctx, int i_seq, int i_token, float logprob, float entropy);
 
+/* Draw response tokens anew, as a rollout drew them (ops->draw), from the logits of their rows: the
+ * audit of a rollout.  wants is asked for every response token of a micro-batch; where it fills
+ * *draw and returns non-zero, drawn is told the token that came, just before loss is called for it.
+ * Both are called from one thread, in order of sequence and position; the draws are spread over the
+ * team, at about the price of the log-sum-exp that they bring along.  draw->temperature counts only
+ * as 0 (greedy) or not: the sequence's is taken. */
+typedef struct pl_train_redraw {
+    int (*wants)(void *ctx, int i_seq, int i_token, pl_draw *draw);
+    void (*drawn)(void *ctx, int i_seq, int i_token, int32_t token);
+    void *ctx;
+} pl_train_redraw;
+
 typedef struct pl_train_options {
     int max_tokens;   /* tokens of one micro-batch, each sequence padded to a multiple of 32 */
     int max_seqs;     /* sequences of one micro-batch */
@@ -38,6 +50,10 @@ pl_status pl_train_new(pl_train **out, pl_model *m, const pl_train_options *o, p
 void pl_train_free(pl_train *t);
 /* Bytes that pl_train_new takes, its pass and pages included. */
 size_t pl_train_plan(const pl_arch *arch, const pl_train_options *o, int n_threads);
+
+/* Draw tokens anew from the next call on; *r is copied.  NULL: no more.  Log-probs, entropies and
+ * gradients keep their bits. */
+void pl_train_set_redraw(pl_train *t, const pl_train_redraw *r);
 
 /* Rows that a sequence takes in the micro-batch budget: all tokens but the last, padded to 32. */
 int pl_train_rows(int n_tokens);

@@ -15,6 +15,11 @@ static const float *final_x(const pl_train *t, int row)
     return x + (size_t)row * (size_t)t->dims.c;
 }
 
+static const pl_train_seq *seq_of(const pl_train *t, const head_row *r)
+{
+    return &t->seqs[t->slots[r->slot].i_seq];
+}
+
 /* Thread 0: the blocks that still fit, and their rows. */
 static void begin_chunk(pl_train *t)
 {
@@ -33,6 +38,20 @@ static void begin_chunk(pl_train *t)
     }
 }
 
+/* Thread 0: which rows of the chunk are drawn anew, and how. */
+static void ask_redraws(pl_train *t)
+{
+    train_head *h = &t->head;
+
+    for (int i = 0; t->redraw.wants && i < h->n_rows; i++) {
+        head_row *r = &h->rows[i];
+        r->is_redrawn =
+            t->redraw.wants(t->redraw.ctx, t->slots[r->slot].i_seq, r->token, &r->draw) != 0;
+        if (r->draw.temperature > 0)
+            r->draw.temperature = seq_of(t, r)->temperature;
+    }
+}
+
 static void norm_rows(pl_train *t, int i_thread, int n_threads)
 {
     train_head *h = &t->head;
@@ -45,9 +64,20 @@ static void norm_rows(pl_train *t, int i_thread, int n_threads)
     pl_team_barrier(t->m->team);
 }
 
-static const pl_train_seq *seq_of(const pl_train *t, const head_row *r)
+/* Log-sum-exp of a row; the draw computes it on the way. */
+static float row_lse(const pl_ops *ops, head_row *r, const float *z, int n, float t, float *e)
 {
-    return &t->seqs[t->slots[r->slot].i_seq];
+    float max, lse;
+
+    if (r->is_redrawn) {
+        pl_drawn drawn;
+        ops->draw(z, n, &r->draw, e, &drawn);
+        r->drawn = drawn.token;
+        if (r->draw.temperature > 0 || t == 1.0f) /* else the draw's is that at T = 1 */
+            return drawn.lse;
+    }
+    ops->logsumexp(z, n, t, NULL, &max, &lse);
+    return lse;
 }
 
 /* Log-prob and entropy of each row: the draw op's formula, so the bits of the rollout. */
@@ -55,6 +85,7 @@ static void score_rows(pl_train *t, int i_thread, int n_threads)
 {
     const pl_ops *ops = t->m->ops;
     train_head *h = &t->head;
+    float *e = h->e + (size_t)i_thread * (size_t)t->dims.vp;
     int begin, end;
 
     pl_share(h->n_rows, 1, i_thread, n_threads, &begin, &end);
@@ -62,8 +93,7 @@ static void score_rows(pl_train *t, int i_thread, int n_threads)
         head_row *r = &h->rows[i];
         const float *z = h->logits + (size_t)i * (size_t)t->dims.vp;
         const float temperature = seq_of(t, r)->temperature;
-        float max;
-        ops->logsumexp(z, t->dims.v, temperature, NULL, &max, &r->lse);
+        r->lse = row_lse(ops, r, z, t->dims.v, temperature, e);
         r->logprob = z[seq_of(t, r)->tokens[r->token]] / temperature - r->lse;
         if (t->o.want_entropy)
             r->entropy = ops->entropy(z, t->dims.v, temperature, r->lse);
@@ -88,6 +118,8 @@ static void call_loss(pl_train *t)
                     r->token, i_seq);
                 return;
             }
+            if (r->is_redrawn)
+                t->redraw.drawn(t->redraw.ctx, i_seq, r->token, r->drawn);
             r->g = t->loss(t->loss_ctx, i_seq, r->token, r->logprob, r->entropy);
             if (t->grads && !isfinite(r->g)) {
                 t->st = pl_fail(t->err, PL_E_NUMERIC,
@@ -213,8 +245,10 @@ void train_head_run(pl_train *t, int i_thread, int n_threads)
         h->begin = h->end = 0;
     for (;;) {
         /* 1. Logits of the next rows. */
-        if (i_thread == 0)
+        if (i_thread == 0) {
             begin_chunk(t);
+            ask_redraws(t);
+        }
         pl_team_barrier(t->m->team);
         if (h->n_rows == 0)
             break;

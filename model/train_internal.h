@@ -36,6 +36,9 @@ typedef struct head_row {
     int slot, token;
     int row; /* of the pass */
     float inv, lse, logprob, entropy, g;
+    int is_redrawn;
+    pl_draw draw; /* is_redrawn: how */
+    int32_t drawn;
 } head_row;
 
 typedef struct train_head {
@@ -48,6 +51,7 @@ typedef struct train_head {
     head_row *rows;    /* [head_rows] */
     uint16_t *hidden;  /* [head_rows, cp] final normed */
     float *logits;     /* [head_rows, vp] */
+    float *e;          /* [threads, vp] scratch of the draws */
     uint16_t *dlogits; /* [head_rows, vp] */
     float *dhidden;    /* [head_rows, cp] */
     uint16_t *packed;  /* hidden by (C, active rows) */
@@ -86,8 +90,9 @@ struct pl_train {
     int n_slots;
     pl_train_loss_fn loss;
     void *loss_ctx;
-    float *grads; /* NULL: forward only */
-    pl_status st; /* of the head; written by thread 0 */
+    pl_train_redraw redraw; /* wants NULL: off */
+    float *grads;           /* NULL: forward only */
+    pl_status st;           /* of the head; written by thread 0 */
     pl_error *err;
     train_head head;
 

@@ -23,6 +23,7 @@ typedef struct reader {
     const char *name;
     const pl_tokenizer *tok; /* or NULL */
     int max_prompt;          /* tokens; 0: no limit */
+    int is_any;              /* rewards come from elsewhere: no verifier need exist */
 } reader;
 
 /* ---- one record ---- */
@@ -119,7 +120,7 @@ static pl_status write_messages(pl_prompt *p, pl_error *err)
     return pl_json_check(&j, "prompt", err);
 }
 
-static pl_status get_reward(pl_prompt *p, const json_t *record, pl_error *err)
+static pl_status get_reward(const reader *r, pl_prompt *p, const json_t *record, pl_error *err)
 {
     const json_t *model = json_object_get(record, "reward_model");
     const json_t *style = json_object_get(model, "style");
@@ -133,7 +134,7 @@ static pl_status get_reward(pl_prompt *p, const json_t *record, pl_error *err)
     if (style && (!json_is_string(style) || strcmp(json_string_value(style), "rule") != 0))
         return pl_fail(err, PL_E_FORMAT, "reward_model.style must be 'rule': there is no other");
     pl_status st = get_text(model, "ground_truth", &truth, err);
-    if (st == PL_OK)
+    if (st == PL_OK && !r->is_any)
         st = rewards_check_truth(p->data_source, truth, err);
     if (st == PL_OK)
         st = copy_text(&p->ground_truth, truth, err);
@@ -184,7 +185,7 @@ static pl_status read_record(const reader *r, pl_prompt *p, const json_t *record
     if (st == PL_OK)
         st = write_messages(p, err);
     if (st == PL_OK)
-        st = get_reward(p, record, err);
+        st = get_reward(r, p, record, err);
     if (st == PL_OK)
         st = get_extra(p, record, err);
     if (st == PL_OK && r->tok)
@@ -284,15 +285,14 @@ static pl_status read_lines(
     return d->n > 0 ? PL_OK : pl_fail(err, PL_E_FORMAT, "%s: holds no prompt", r->name);
 }
 
-pl_status pl_dataset_parse(pl_dataset **out, const char *text, size_t n_bytes, const char *name,
-    const pl_tokenizer *tok, int max_prompt, pl_error *err)
+static pl_status parse(
+    pl_dataset **out, const reader *r, const char *text, size_t n_bytes, pl_error *err)
 {
-    const reader r = {name, tok, max_prompt};
     pl_dataset *d = calloc(1, sizeof *d);
 
     if (!d)
-        return pl_fail(err, PL_E_NOMEM, "%s: no memory", name);
-    const pl_status st = read_lines(&r, d, text, n_bytes, err);
+        return pl_fail(err, PL_E_NOMEM, "%s: no memory", r->name);
+    const pl_status st = read_lines(r, d, text, n_bytes, err);
     if (st != PL_OK) {
         pl_dataset_free(d);
         return st;
@@ -301,18 +301,41 @@ pl_status pl_dataset_parse(pl_dataset **out, const char *text, size_t n_bytes, c
     return PL_OK;
 }
 
-pl_status pl_dataset_open(
-    pl_dataset **out, const char *path, const pl_tokenizer *tok, int max_prompt, pl_error *err)
+static pl_status read_file(pl_dataset **out, const reader *r, pl_error *err)
 {
     char *text = NULL;
     size_t n = 0;
-    pl_status st = pl_file_read(&text, &n, path, FILE_MAX_BYTES, err);
+    pl_status st = pl_file_read(&text, &n, r->name, FILE_MAX_BYTES, err);
 
     if (st != PL_OK)
         return pl_wrap(err, st, "prompts");
-    st = pl_dataset_parse(out, text, n, path, tok, max_prompt, err);
+    st = parse(out, r, text, n, err);
     free(text);
     return st;
+}
+
+pl_status pl_dataset_parse(pl_dataset **out, const char *text, size_t n_bytes, const char *name,
+    const pl_tokenizer *tok, int max_prompt, pl_error *err)
+{
+    const reader r = {.name = name, .tok = tok, .max_prompt = max_prompt};
+
+    return parse(out, &r, text, n_bytes, err);
+}
+
+pl_status pl_dataset_open(
+    pl_dataset **out, const char *path, const pl_tokenizer *tok, int max_prompt, pl_error *err)
+{
+    const reader r = {.name = path, .tok = tok, .max_prompt = max_prompt};
+
+    return read_file(out, &r, err);
+}
+
+pl_status pl_dataset_open_any(
+    pl_dataset **out, const char *path, const pl_tokenizer *tok, int max_prompt, pl_error *err)
+{
+    const reader r = {.name = path, .tok = tok, .max_prompt = max_prompt, .is_any = 1};
+
+    return read_file(out, &r, err);
 }
 
 /* ---- order ---- */

@@ -33,6 +33,14 @@ void grpo_token(const grpo_coef *c, double advantage, float logprob, float old, 
 
 double schedule_lr(const pl_actor_options *o, int64_t step, int64_t total_steps);
 
+/* ---- the audit ---- */
+
+/* 1 when the sample is one that the run could have asked for; else *position tells of what token
+ * (absolute; 0: of the whole). */
+int audit_has_shape(const pl_trainer *t, const pl_sample *x, int *position);
+/* pl_train_redraw's question for one token of r. */
+int audit_wants(const pl_audit_options *o, const pl_response *r, int i_token, pl_draw *draw);
+
 /* ---- the trainer ---- */
 
 /* At most 64 Ki elements of one tensor: the unit of the optimizer's work, whatever the threads. */
@@ -44,7 +52,7 @@ typedef struct optimizer_chunk {
 
 /* One sample of the running step. */
 typedef struct step_seq {
-    const pl_sample *sample;
+    pl_sample *sample;
     size_t offset; /* of its first response token in ref_logprobs */
     double weight; /* of one token's loss in the loss of its mini-batch */
 } step_seq;
@@ -56,6 +64,8 @@ struct pl_trainer {
     pl_actor_options o;
     int max_len;
     int64_t total_steps;
+    int is_audited;
+    pl_audit_options audit; /* is_audited */
 
     float *masters, *grads, *m, *v; /* flat, by the param table */
     int64_t n_updates;              /* optimizer updates since the start of the run */

@@ -2,8 +2,9 @@
  * names and the defaults of verl where it has the thing. */
 #include "trainer/trainer.h"
 
-#define DATA(field)  offsetof(pl_data_options, field)
-#define ACTOR(field) offsetof(pl_actor_options, field)
+#define DATA(field)   offsetof(pl_data_options, field)
+#define ACTOR(field)  offsetof(pl_actor_options, field)
+#define REWARD(field) offsetof(pl_reward_options, field)
 
 enum { MAX_TOKENS = 1 << 20 }; /* of a prompt, a response, a micro-batch */
 
@@ -69,5 +70,18 @@ const pl_config_key pl_actor_keys[] = {
         "how rewards become advantages"},
     {"algorithm.norm_adv_by_std_in_grpo", ACTOR(norm_adv_by_std_in_grpo), PL_BOOL, 0, 0, "true",
         NULL, "divide the advantages of a group by its standard deviation"},
+    {NULL, 0, PL_INT, 0, 0, NULL, NULL, NULL},
+};
+
+const pl_config_key pl_reward_keys[] = {
+    {"reward.command", REWARD(command), PL_STRING, 0, 0, "", NULL,
+        "command line, run by /bin/sh, that scores samples: JSON lines in and out; empty: the "
+        "built-in verifiers, by data_source"},
+    {"reward.timeout", REWARD(timeout), PL_FLOAT, 0.001, 1e6, "300", NULL,
+        "seconds that the command may take for a sample; it gets a second try at four times this"},
+    {"reward.timeout_value", REWARD(timeout_value), PL_FLOAT, -1e9, 1e9, "0", NULL,
+        "reward of a sample that the command failed to score twice; it is marked"},
+    {"reward.memory_mb", REWARD(memory_mb), PL_INT, 0, 1e9, "4096", NULL,
+        "address space of each process of the command, MiB; 0: no limit"},
     {NULL, 0, PL_INT, 0, 0, NULL, NULL, NULL},
 };

@@ -39,7 +39,7 @@ typedef struct step_run {
     double grad_norm;          /* sum over updates */
     int n_updates;
 
-    uint32_t bad_uid; /* the first log-prob that differs */
+    const pl_sample *bad; /* with the first log-prob that differs */
     int bad_position;
     float bad_here, bad_there;
 
@@ -51,9 +51,38 @@ typedef struct step_run {
 
 /* ---- one token ---- */
 
-static void check_token(
-    step_run *s, const pl_response *r, int i_token, float logprob, float entropy)
+/* The first fault of a sample counts. */
+static void blame(step_run *s, pl_sample *x, pl_audit why, int position)
 {
+    if (x->audit != PL_AUDIT_OK)
+        return;
+    x->audit = why;
+    x->audit_position = position;
+    s->stats->n_bad++;
+}
+
+/* The two of pl_train_redraw. */
+static int wants_redraw(void *ctx, int i_seq, int i_token, pl_draw *draw)
+{
+    const step_run *s = ctx;
+
+    return s->is_first &&
+           audit_wants(&s->t->audit, s->t->seqs[s->ids[i_seq]].sample->response, i_token, draw);
+}
+
+static void on_redrawn(void *ctx, int i_seq, int i_token, int32_t token)
+{
+    step_run *s = ctx;
+    pl_sample *x = s->t->seqs[s->ids[i_seq]].sample;
+
+    s->stats->n_redrawn++;
+    if (x->response->tokens[i_token - x->response->n_prompt] != token)
+        blame(s, x, PL_AUDIT_TOKEN, i_token);
+}
+
+static void check_token(step_run *s, pl_sample *x, int i_token, float logprob, float entropy)
+{
+    const pl_response *r = x->response;
     const float old = r->logprobs[i_token - r->n_prompt];
     const double deviation = fabs(pl_exp_d((double)logprob - (double)old) - 1);
 
@@ -63,11 +92,12 @@ static void check_token(
     if (memcmp(&old, &logprob, sizeof old) == 0)
         return;
     if (s->stats->logprob_mismatches++ == 0) {
-        s->bad_uid = r->uid;
+        s->bad = x;
         s->bad_position = i_token;
         s->bad_here = logprob;
         s->bad_there = old;
     }
+    blame(s, x, PL_AUDIT_LOGPROB, i_token);
 }
 
 /* The loss of pl_train: i_token is the position in prompt and response. */
@@ -85,8 +115,8 @@ static float on_token(void *ctx, int i_seq, int i_token, float logprob, float en
         return 0;
     }
     if (s->is_first)
-        check_token(s, r, i_token, logprob, entropy);
-    if (s->kind == RUN_CHECK)
+        check_token(s, q->sample, i_token, logprob, entropy);
+    if (s->kind == RUN_CHECK || s->stats->n_bad > 0) /* bad: no update will come of it */
         return 0;
 
     const grpo_coef coef = {
@@ -197,14 +227,16 @@ static mini_batch mini_at(const step_run *s, int i)
 
 typedef enum pick { PICK_ALL, PICK_CARRYING, PICK_OTHERS } pick;
 
-/* List sequences of a mini-batch in t->ids.  A sequence carries a gradient when its advantage is
- * not zero, or by the KL term. */
+/* List sequences of a mini-batch in t->ids, but for those that the model must not see.  A sequence
+ * carries a gradient when its advantage is not zero, or by the KL term. */
 static int select_ids(pl_trainer *t, mini_batch b, pick which)
 {
     int n = 0;
 
     for (int i = b.begin; i < b.end; i++) {
         const int carries = t->o.use_kl_loss || t->seqs[i].sample->advantage != 0;
+        if (t->seqs[i].sample->audit == PL_AUDIT_SHAPE)
+            continue;
         if (which == PICK_ALL || carries == (which == PICK_CARRYING))
             t->ids[n++] = i;
     }
@@ -226,17 +258,44 @@ static void weigh(step_run *s, mini_batch b)
     s->n_trained += n_tokens;
 }
 
-static pl_status check_law(const step_run *s, pl_error *err)
+static pl_status refuse_logprobs(const step_run *s, pl_error *err)
 {
     const pl_step_stats *stats = s->stats;
 
-    if (stats->logprob_mismatches == 0)
-        return PL_OK;
     return pl_fail(err, PL_E_NUMERIC,
         "%lld of %lld log-probs differ from the rollout's, first uid %u position %d (%.9g here, "
         "%.9g there); nothing was changed: rollout and trainer must run the same weights and build",
-        (long long)stats->logprob_mismatches, (long long)stats->n_tokens, s->bad_uid,
+        (long long)stats->logprob_mismatches, (long long)stats->n_tokens, s->bad->response->uid,
         s->bad_position, (double)s->bad_here, (double)s->bad_there);
+}
+
+/* Every sample has been seen: is any bad? */
+static pl_status check_law(const step_run *s, pl_error *err)
+{
+    static const char *const faults[] = {
+        [PL_AUDIT_OK] = "",
+        [PL_AUDIT_LOGPROB] = "the log-prob is not this policy's",
+        [PL_AUDIT_TOKEN] = "logits and noise give another token",
+        [PL_AUDIT_SHAPE] = "no response to this run's requests ends or reads so",
+    };
+    const int n = s->n_groups * s->n;
+    const pl_sample *first = NULL;
+    int by_logprob = 1;
+
+    if (s->stats->n_bad == 0)
+        return PL_OK;
+    for (int i = n - 1; i >= 0; i--)
+        if (s->t->seqs[i].sample->audit != PL_AUDIT_OK) {
+            first = s->t->seqs[i].sample;
+            by_logprob &= first->audit == PL_AUDIT_LOGPROB;
+        }
+    if (by_logprob)
+        return refuse_logprobs(s, err);
+    return pl_fail(err, PL_E_NUMERIC,
+        "%d of %d samples are not what was asked for, first uid %u position %d: %s; nothing was "
+        "changed: discard them, and do not trust who sent them",
+        s->stats->n_bad, n, first->response ? first->response->uid : 0, first->audit_position,
+        faults[first->audit]);
 }
 
 /* Check what is to be checked before the first update, then gradients and update. */
@@ -269,18 +328,28 @@ static pl_status run_mini(step_run *s, mini_batch b, double lr, pl_error *err)
 
 /* ---- the step ---- */
 
-static pl_status check_sample(const pl_trainer *t, const pl_sample *x, pl_error *err)
+/* With an audit a sample that is not whole is blamed, without it is an error of the caller. */
+static pl_status check_sample(step_run *s, pl_sample *x, pl_error *err)
 {
+    const pl_trainer *t = s->t;
     const pl_response *r = x->response;
+    int position;
 
+    x->audit = PL_AUDIT_OK;
+    x->audit_position = 0;
+    if (!isfinite(x->reward))
+        return pl_fail(err, PL_E_NUMERIC, "the reward of uid %u is not finite", r ? r->uid : 0);
+    if (t->is_audited) {
+        if (!audit_has_shape(t, x, &position))
+            blame(s, x, PL_AUDIT_SHAPE, position);
+        return PL_OK;
+    }
     if (!r || r->n_prompt < 1 || r->n_tokens < 1 || !r->logprobs || r->finish == PL_FINISH_ABORTED)
         return pl_fail(err, PL_E_INVAL, "sample of uid %u is not whole: it cannot be trained on",
             r ? r->uid : 0);
     if (r->n_prompt + r->n_tokens > t->max_len)
         return pl_fail(err, PL_E_SHAPE, "sample of uid %u has %d tokens, %d are planned for",
             r->uid, r->n_prompt + r->n_tokens, t->max_len);
-    if (!isfinite(x->reward))
-        return pl_fail(err, PL_E_NUMERIC, "the reward of uid %u is not finite", r->uid);
     return PL_OK;
 }
 
@@ -322,6 +391,12 @@ static void set_advantages(const step_run *s, pl_sample *group)
     s->stats->n_zero_std_groups += !is_mixed;
 }
 
+/* Response tokens that will be trained on. */
+static size_t n_tokens_of(const pl_sample *x)
+{
+    return x->audit == PL_AUDIT_SHAPE ? 0 : (size_t)x->response->n_tokens;
+}
+
 /* Check the samples, fill in their advantages, lay the step out. */
 static pl_status begin_step(step_run *s, pl_sample *samples, pl_error *err)
 {
@@ -330,10 +405,10 @@ static pl_status begin_step(step_run *s, pl_sample *samples, pl_error *err)
     size_t n_tokens = 0;
 
     for (int i = 0; i < n_seqs; i++) {
-        const pl_status st = check_sample(t, &samples[i], err);
+        const pl_status st = check_sample(s, &samples[i], err);
         if (st != PL_OK)
             return st;
-        n_tokens += (size_t)samples[i].response->n_tokens;
+        n_tokens += n_tokens_of(&samples[i]);
     }
     const pl_status st = make_room(t, n_seqs, n_tokens, err);
     if (st != PL_OK)
@@ -345,7 +420,7 @@ static pl_status begin_step(step_run *s, pl_sample *samples, pl_error *err)
     n_tokens = 0;
     for (int i = 0; i < n_seqs; i++) {
         t->seqs[i] = (step_seq){.sample = &samples[i], .offset = n_tokens};
-        n_tokens += (size_t)samples[i].response->n_tokens;
+        n_tokens += n_tokens_of(&samples[i]);
     }
     return PL_OK;
 }
@@ -401,6 +476,10 @@ static pl_status run_step(step_run *s, pl_sample *samples, double lr, pl_error *
     if (st != PL_OK)
         return st;
     s->work_total = plan_work(s);
+    if (s->stats->n_bad > 0) { /* no update will come of it: find the other bad ones */
+        st = run_ids(s, select_ids(t, all, PICK_ALL), RUN_CHECK, err);
+        return st == PL_OK ? check_law(s, err) : st;
+    }
     if (t->o.use_kl_loss) /* 2 */
         st = run_ids(s, select_ids(t, all, PICK_ALL), RUN_REFERENCE, err);
     for (int i = 1; i < n_minis(s) && st == PL_OK; i++) /* 3 */
@@ -428,9 +507,13 @@ pl_status pl_trainer_step(pl_trainer *t, int64_t step, pl_sample *samples, int n
         .should_stop = should_stop,
         .ctx = ctx,
     };
+    const pl_train_redraw redraw = {.wants = wants_redraw, .drawn = on_redrawn, .ctx = &s};
 
     memset(stats, 0, sizeof *stats);
+    if (t->is_audited && t->audit.share > 0)
+        pl_train_set_redraw(t->train, &redraw);
     const pl_status st = run_step(&s, samples, lr, err);
+    pl_train_set_redraw(t->train, NULL);
     if (st != PL_OK)
         return pl_wrap(err, st, "step %lld", (long long)step);
     end_step(&s, lr);

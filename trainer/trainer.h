@@ -9,6 +9,7 @@
 #include "model/model.h"
 #include "model/tokenizer.h"
 #include "model/train.h"
+#include "trainer/audit.h"
 
 #include <stddef.h>
 #include <stdint.h>
@@ -44,6 +45,14 @@ typedef struct pl_actor_options { /* actor_rollout_ref.actor.*, algorithm.* */
 } pl_actor_options;
 extern const pl_config_key pl_actor_keys[];
 
+typedef struct pl_reward_options {
+    char command[PL_CONFIG_STR]; /* trainer/reward_command.h; empty: the verifiers of this module */
+    double timeout;              /* seconds a sample */
+    double timeout_value;
+    int64_t memory_mb; /* MiB; 0: no limit */
+} pl_reward_options;
+extern const pl_config_key pl_reward_keys[]; /* section "reward" */
+
 /* ---- dataset ---- */
 
 typedef struct pl_prompt {
@@ -69,6 +78,9 @@ pl_status pl_dataset_open(
     pl_dataset **out, const char *path, const pl_tokenizer *tok, int max_prompt, pl_error *err);
 pl_status pl_dataset_parse(pl_dataset **out, const char *text, size_t n_bytes, const char *name,
     const pl_tokenizer *tok, int max_prompt, pl_error *err); /* tok NULL: ids stay empty */
+/* As pl_dataset_open, for rewards by a command: any data_source and any ground_truth will do. */
+pl_status pl_dataset_open_any(
+    pl_dataset **out, const char *path, const pl_tokenizer *tok, int max_prompt, pl_error *err);
 void pl_dataset_free(pl_dataset *d);
 /* Index of the prompt that stands at ordinal i of the run: epoch i / n, shuffled anew each epoch by
  * keyed noise (purpose 4).  A pure function. */
@@ -99,12 +111,16 @@ typedef struct pl_sample {
     float reward, advantage;
     char *text; /* decoded, special tokens skipped; owned by the caller */
     size_t n_text;
+    pl_audit audit;     /* set by pl_trainer_step: what is wrong with it */
+    int audit_position; /* where: absolute, in prompt and response; 0: the whole */
 } pl_sample;
 
 typedef struct pl_step_stats { /* names: NAMES 5.3 */
     double pg_loss, kl_loss, pg_clipfrac, ppo_kl, entropy, grad_norm, lr;
     double ratio_max_abs_dev;   /* max |ratio - 1| before the first update: 0 by law 1 */
     int64_t logprob_mismatches; /* tokens whose bits differ from the rollout's: 0 by law 1 */
+    int64_t n_redrawn;          /* tokens that the audit drew anew */
+    int n_bad;                  /* samples whose audit is not PL_AUDIT_OK: 0 but on failure */
     int64_t n_tokens;           /* trained response tokens, zero-variance groups included */
     int n_groups, n_zero_std_groups;
     int n_micro_batches;
@@ -137,10 +153,15 @@ void pl_trainer_plan_get(const pl_arch *a, const pl_actor_options *o, int max_le
 float *pl_trainer_masters(pl_trainer *t);
 
 /* Advantages, loss, gradients, update; step counts from 1.  samples: group by group in k order, n
- * samples a group (so in uid order); their advantage is set.  progress (may be NULL) is called
- * after each micro-batch with the done share. should_stop (may be NULL) is asked before the first
- * update only: then PL_E_STOPPED, nothing changed. Errors: PL_E_NUMERIC when law 1 is broken (names
- * uid and position) or a gradient is not finite. */
+ * samples a group (so in uid order); their advantage and audit are set.  progress (may be NULL) is
+ * called after each micro-batch with the done share. should_stop (may be NULL) is asked before the
+ * first update only: then PL_E_STOPPED, nothing changed.
+ *
+ * All samples are checked before the first update: their log-probs, and all else when an audit is
+ * set.  If any is bad: PL_E_NUMERIC naming the first (uid and position), n_bad of them, each with
+ * its audit, and nothing has changed; call again with true samples.  Other errors, n_bad 0:
+ * PL_E_NUMERIC (a gradient is not finite), PL_E_INVAL or PL_E_SHAPE (without audit: a sample that
+ * is not whole or too long). */
 typedef void (*pl_progress_fn)(void *ctx, double done);
 typedef int (*pl_stop_fn)(void *ctx);
 pl_status pl_trainer_step(pl_trainer *t, int64_t step, pl_sample *samples, int n_groups, int n,

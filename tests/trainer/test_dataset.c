@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #define REWARD "\"reward_model\":{\"style\":\"rule\",\"ground_truth\":\"56\"}"
 #define GOOD                                                                                       \
@@ -242,6 +243,26 @@ static int pair_of(const pl_prompt *p)
     cr_assert_eq(atoi(p->ground_truth), is_times ? a * b : a + b, "%s", text);
     cr_assert_str_eq(p->data_source, "last_number");
     return is_times * 100 + (a < b ? a * 10 + b : b * 10 + a);
+}
+
+Test(dataset, with_a_command_for_rewards_any_source_and_truth_will_do)
+{
+    static const char text[] =
+        "{\"data_source\":\"mine\",\"prompt\":\"7 x 8?\",\"reward_model\":{\"ground_truth\":\"\"}}";
+    char path[] = "/tmp/pl-test-dataset-XXXXXX";
+    pl_dataset *d = NULL;
+
+    const int fd = mkstemp(path);
+    cr_assert_geq(fd, 0);
+    cr_assert_eq(write(fd, text, sizeof text - 1), (ssize_t)(sizeof text - 1));
+    (void)close(fd);
+    cr_expect_eq(pl_dataset_open(&d, path, NULL, 0, &err), PL_E_CONFIG);
+    cr_expect_null(d);
+    cr_assert_eq(pl_dataset_open_any(&d, path, NULL, 0, &err), PL_OK, "%s", err.msg);
+    cr_expect_str_eq(d->prompts[0].data_source, "mine");
+    cr_expect_str_eq(d->prompts[0].ground_truth, "");
+    pl_dataset_free(d);
+    (void)unlink(path);
 }
 
 Test(dataset, the_quickstart_holds_out_a_quarter_of_the_pairs)

@@ -7,13 +7,15 @@
 
 static pl_data_options data;
 static pl_actor_options actor;
+static pl_reward_options reward;
 static pl_error err;
 
 static pl_status load(const char *text)
 {
-    const pl_config_section sections[] = {{pl_data_keys, &data}, {pl_actor_keys, &actor}};
+    const pl_config_section sections[] = {
+        {pl_data_keys, &data}, {pl_actor_keys, &actor}, {pl_reward_keys, &reward}};
     static const pl_config_alias none[] = {{NULL, NULL}};
-    return pl_config_parse(sections, 2, none, text, strlen(text), "c.yaml", &err);
+    return pl_config_parse(sections, 3, none, text, strlen(text), "c.yaml", &err);
 }
 
 Test(options, defaults_are_those_of_the_field)
@@ -37,13 +39,17 @@ Test(options, defaults_are_those_of_the_field)
     cr_assert_str_eq(actor.activations, "auto");
     cr_assert_eq(data.shuffle, 1);
     cr_assert_str_eq(data.train_files, "");
+    cr_assert_str_eq(reward.command, "");
+    cr_assert_eq(reward.timeout, 300);
+    cr_assert_eq(reward.timeout_value, 0);
+    cr_assert_eq(reward.memory_mb, 4096);
 }
 
 Test(options, every_key_has_help_and_stands_once)
 {
-    const pl_config_key *const tables[] = {pl_data_keys, pl_actor_keys};
+    const pl_config_key *const tables[] = {pl_data_keys, pl_actor_keys, pl_reward_keys};
 
-    for (int t = 0; t < 2; t++)
+    for (int t = 0; t < 3; t++)
         for (const pl_config_key *a = tables[t]; a->key; a++) {
             cr_assert_gt(strlen(a->help), 10, "%s", a->key);
             for (const pl_config_key *o = a + 1; o->key; o++) {
@@ -60,7 +66,8 @@ Test(options, values_out_of_range_are_refused)
         "actor_rollout_ref:\n  actor:\n    clip_ratio_low: -0.1\n",
         "actor_rollout_ref:\n  actor:\n    optim:\n      lr: 2\n",
         "actor_rollout_ref:\n  actor:\n    loss_agg_mode: seq-sum\n",
-        "algorithm:\n  adv_estimator: gae\n"};
+        "algorithm:\n  adv_estimator: gae\n", "reward:\n  timeout: 0\n",
+        "reward:\n  memory_mb: -1\n"};
 
     for (size_t i = 0; i < sizeof texts / sizeof texts[0]; i++)
         cr_expect_eq(load(texts[i]), PL_E_CONFIG, "%s", texts[i]);
