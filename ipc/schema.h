@@ -147,7 +147,8 @@ typedef struct pl_msg_welcome {
 } pl_msg_welcome;
 
 typedef struct pl_msg_reject {
-    uint32_t code; /* pl_status */
+    uint32_t code; /* pl_status; PL_E_PEER: say HELLO (again); PL_E_TIMEOUT: say it again later, the
+                      place is taken; others are final */
     const char *reason;
 } pl_msg_reject;
 
