@@ -1,0 +1,312 @@
+/* rollout/coordinate.c - the process around the machine: sockets, the monotonic clock, the ledger.
+ *
+ * Group commit: what arrives within COMMIT_MS shares one fsync, and nobody waits for company: as
+ * soon as no message is waiting, what was recorded is made durable.  Ledger records are bodies of
+ * messages; the type of a record is 2 * (message type) + 1, critical (core/journal.h). */
+#include "core/file.h"
+#include "core/journal.h"
+#include "rollout/coordinator.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+enum {
+    WAKE_MS = 20,       /* the loop looks at clock and wishes this often */
+    COMMIT_MS = 50,     /* records wait at most so long for their fsync */
+    BURST_MAX = 256,    /* messages between two looks at the clock */
+    FAREWELL_MS = 2000, /* after STOP or DRAIN: workers have left by then, or are left */
+    REMOTE_MAX = 4096,  /* peers of the tcp socket that are known */
+    N_SOCKETS = 2       /* 0: this machine; 1: others */
+};
+
+typedef struct process {
+    const pl_coordinate_options *o;
+    const pl_log *log;
+    pl_coordinator *machine;
+    pl_journal *ledger;
+    pl_bytes body;
+    pl_ipc *ipc;
+    pl_socket *sockets[N_SOCKETS];
+    pl_peer *remote; /* [n_remote] peers of sockets[1] */
+    int n_remote, next_remote;
+    int64_t unsynced_ns; /* when the first record that waits was made; 0: none waits */
+    uint64_t n_syncs, n_records;
+} process;
+
+static int64_t now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+/* ---- what the machine does to the world ---- */
+
+static pl_socket *socket_of(const process *p, const pl_peer *peer)
+{
+    for (int i = 0; i < p->n_remote; i++)
+        if (memcmp(p->remote[i].id, peer->id, PL_PEER_BYTES) == 0)
+            return p->sockets[1];
+    return p->sockets[0];
+}
+
+static void remember_remote(process *p, const pl_peer *peer)
+{
+    if (socket_of(p, peer) == p->sockets[1])
+        return;
+    p->remote[p->next_remote] = *peer;
+    p->next_remote = (p->next_remote + 1) % REMOTE_MAX;
+    if (p->n_remote < REMOTE_MAX)
+        p->n_remote++;
+}
+
+static void on_send(void *ctx, const pl_peer *peer, const pl_msg *m)
+{
+    pl_error ignored; /* a peer that is gone or slow: everything is said again */
+    (void)pl_socket_send(socket_of(ctx, peer), peer, m, &ignored);
+}
+
+static void on_drop(void *ctx, const pl_peer *peer)
+{
+    pl_socket_drop(socket_of(ctx, peer), peer);
+}
+
+static pl_status on_record(void *ctx, const pl_msg *m, pl_error *err)
+{
+    process *p = ctx;
+    const pl_status st = pl_body_encode(m, &p->body, err);
+    if (st != PL_OK)
+        return st;
+    p->n_records++;
+    return pl_journal_put(p->ledger, 2 * (uint32_t)m->h.type + 1, p->body.data, p->body.n, err);
+}
+
+/* ---- the ledger ---- */
+
+static pl_status replay(void *ctx, const pl_journal_record *r, pl_error *err)
+{
+    process *p = ctx;
+    pl_msg m;
+    if (!r->is_critical || r->type / 2 > UINT16_MAX)
+        return r->is_critical ? pl_fail(err, PL_E_FORMAT, "record type %u is not known", r->type)
+                              : PL_OK;
+    memset(&m, 0, sizeof m);
+    const uint16_t type = (uint16_t)(r->type / 2);
+    const pl_status st = pl_body_decode(&m, type, r->data, r->n, err);
+    if (st != PL_OK)
+        return st;
+    m.h.type = type;
+    return pl_coordinator_replay(p->machine, &m, err);
+}
+
+/* The 16 bytes that 32 hex digits say; of another run id: the first bytes of its hash. */
+static void run_uid(unsigned char out[16], const char *run)
+{
+    unsigned char hash[PL_HASH_BYTES];
+    const size_t n = strlen(run);
+    pl_hash256(hash, run, n);
+    memcpy(out, hash, 16);
+    if (n != 32 || strspn(run, "0123456789abcdefABCDEF") != 32)
+        return;
+    for (int i = 0; i < 16; i++) {
+        const char two[3] = {run[2 * i], run[2 * i + 1], '\0'};
+        out[i] = (unsigned char)strtoul(two, NULL, 16);
+    }
+}
+
+static pl_status open_ledger(process *p, pl_error *err)
+{
+    char path[4096];
+    const int n = snprintf(path, sizeof path, "%s/000001.journal", p->o->ledger);
+    if (n < 0 || n >= (int)sizeof path)
+        return pl_fail(err, PL_E_CONFIG,
+            "the path of the ledger '%.60s...' is too long: use a "
+            "shorter run directory",
+            p->o->ledger);
+    pl_status st = pl_dir_make(p->o->ledger, err);
+    if (st != PL_OK)
+        return st;
+    pl_journal_options jo = {.magic = "PLLEDGR1"};
+    run_uid(jo.run_uid, p->o->machine.run);
+    pl_journal_report report;
+    st = pl_journal_open(&p->ledger, path, &jo, replay, p, &report, err);
+    if (st != PL_OK)
+        return pl_wrap(err, st, "ledger '%s'", path);
+    if (report.torn_bytes)
+        pl_log_warn(p->log,
+            "event=torn_ledger path=%s cut_bytes=%llu: a crash in mid-write; "
+            "nothing that was acknowledged is lost",
+            path, (unsigned long long)report.torn_bytes);
+    pl_log_info(p->log, "event=ledger path=%s records=%llu bytes=%llu", path,
+        (unsigned long long)report.n_records, (unsigned long long)report.n_bytes);
+    return PL_OK;
+}
+
+static pl_status commit(process *p, pl_error *err)
+{
+    p->unsynced_ns = 0;
+    if (!pl_coordinator_unsynced(p->machine))
+        return PL_OK;
+    const pl_status st = pl_journal_sync(p->ledger, err);
+    if (st != PL_OK)
+        return pl_wrap(err, st, "ledger '%s'", p->o->ledger);
+    p->n_syncs++;
+    return pl_coordinator_synced(p->machine, now(), err);
+}
+
+/* ---- sockets ---- */
+
+static pl_status bind_all(process *p, pl_error *err)
+{
+    const pl_ipc_options io = {.keys = p->o->keys, .is_server = 1};
+    pl_status st = pl_ipc_new(&p->ipc, &io, p->log, err);
+    if (st == PL_OK)
+        st = pl_socket_bind(&p->sockets[0], p->ipc, p->o->address, err);
+    if (st == PL_OK && p->o->listen)
+        st = pl_socket_bind(&p->sockets[1], p->ipc, p->o->listen, err);
+    for (int i = 0; i < N_SOCKETS && st == PL_OK; i++)
+        if (p->sockets[i])
+            pl_socket_set_epoch(p->sockets[i], pl_coordinator_epoch(p->machine));
+    return st;
+}
+
+static pl_status write_endpoints(const process *p, pl_error *err)
+{
+    if (!p->o->endpoint_file)
+        return PL_OK;
+    char text[2048];
+    const int n = snprintf(text, sizeof text, "%s\n%s%s", pl_socket_address(p->sockets[0]),
+        p->sockets[1] ? pl_socket_address(p->sockets[1]) : "", p->sockets[1] ? "\n" : "");
+    if (n < 0 || n >= (int)sizeof text)
+        return pl_fail(err, PL_E_CONFIG, "addresses of the coordinator are too long");
+    return pl_file_write(p->o->endpoint_file, text, (size_t)n, err);
+}
+
+/* One message of socket i.  *any is set when there was one. */
+static pl_status receive(process *p, int i, int *any, pl_error *err)
+{
+    pl_peer from;
+    pl_msg m;
+    pl_error bad;
+    const pl_status st = pl_socket_recv(p->sockets[i], 0, &from, &m, &bad);
+    if (st == PL_E_TIMEOUT)
+        return PL_OK;
+    const int is_bad = st == PL_E_FORMAT || st == PL_E_SHAPE || st == PL_E_PEER;
+    if (st == PL_OK || is_bad)
+        *any = 1;
+    if (st == PL_OK) {
+        if (i == 1)
+            remember_remote(p, &from);
+        return pl_coordinator_message(p->machine, now(), &from, &m, err);
+    }
+    pl_log_debug(p->log, "event=malformed: %s", bad.msg);
+    if (st == PL_E_PEER) { /* another protocol: it cannot be helped */
+        pl_msg no = {.h.type = PL_MSG_REJECT, .u.reject = {PL_E_INVAL, bad.msg}};
+        (void)pl_socket_send(p->sockets[i], &from, &no, NULL);
+        pl_socket_drop(p->sockets[i], &from);
+    }
+    return is_bad ? PL_OK : pl_fail(err, st, "%.400s", bad.msg);
+}
+
+/* Take what is there.  Records are made durable when nothing is left, or have waited enough. */
+static pl_status serve(process *p, pl_error *err)
+{
+    int any = 1;
+    for (int n = 0; any && n < BURST_MAX; n++) {
+        any = 0;
+        for (int i = 0; i < N_SOCKETS; i++) {
+            const pl_status st = p->sockets[i] ? receive(p, i, &any, err) : PL_OK;
+            if (st != PL_OK)
+                return st;
+        }
+        if (!p->unsynced_ns && pl_coordinator_unsynced(p->machine))
+            p->unsynced_ns = now();
+        if (p->unsynced_ns && now() - p->unsynced_ns >= COMMIT_MS * 1000000LL)
+            break;
+    }
+    pl_status st = pl_coordinator_tick(p->machine, now(), err);
+    const int is_due = p->unsynced_ns && now() - p->unsynced_ns >= COMMIT_MS * 1000000LL;
+    if (st == PL_OK && (!any || is_due))
+        st = commit(p, err);
+    return st;
+}
+
+static int has_workers(const process *p)
+{
+    pl_coordinator_stats s;
+    pl_coordinator_get_stats(p->machine, &s);
+    return s.n_workers > 0;
+}
+
+static pl_status run(process *p, pl_error *err)
+{
+    int64_t leaving_ns = 0;
+    int is_stopped = 0;
+    for (;;) {
+        const int wish = p->o->should_stop ? p->o->should_stop(p->o->ctx) : 0;
+        if (wish >= 2)
+            return pl_fail(err, PL_E_STOPPED,
+                "the coordinator was told to leave; the ledger has "
+                "all that was acknowledged");
+        if (wish == 1 && !is_stopped) {
+            is_stopped = 1;
+            pl_coordinator_drain(p->machine, now());
+        }
+        const pl_status st = serve(p, err);
+        if (st != PL_OK)
+            return st;
+        if (is_stopped || pl_coordinator_is_done(p->machine)) {
+            if (!leaving_ns)
+                leaving_ns = now();
+            if (!has_workers(p) || now() - leaving_ns > FAREWELL_MS * 1000000LL)
+                break;
+        }
+        pl_socket_wait(p->sockets, N_SOCKETS, NULL, 0, WAKE_MS);
+    }
+    if (pl_coordinator_is_done(p->machine))
+        return PL_OK;
+    return pl_fail(err, PL_E_STOPPED, "the coordinator was asked to stop; workers have left");
+}
+
+pl_status pl_coordinate(const pl_coordinate_options *o, const pl_log *log, pl_error *err)
+{
+    process p = {.o = o, .log = log};
+    const pl_coordinator_io io = {&p, on_send, on_drop, on_record};
+    p.remote = calloc(REMOTE_MAX, sizeof *p.remote);
+    if (!p.remote)
+        return pl_fail(err, PL_E_NOMEM, "coordinator: no memory for peers");
+
+    /* 1. What was, from the ledger. */
+    pl_status st = pl_coordinator_new(&p.machine, &o->machine, &io, log, err);
+    if (st == PL_OK)
+        st = open_ledger(&p, err);
+
+    /* 2. A new epoch, durable before anything is said. */
+    if (st == PL_OK)
+        st = pl_coordinator_begin(p.machine, now(), err);
+    if (st == PL_OK)
+        st = bind_all(&p, err);
+    if (st == PL_OK)
+        st = commit(&p, err);
+
+    /* 3. Now others may find it. */
+    if (st == PL_OK)
+        st = write_endpoints(&p, err);
+    if (st == PL_OK) {
+        pl_log_info(log, "event=coordinator epoch=%llu address=%s",
+            (unsigned long long)pl_coordinator_epoch(p.machine), pl_socket_address(p.sockets[0]));
+        st = run(&p, err);
+        pl_log_info(log, "event=end syncs=%llu records=%llu", (unsigned long long)p.n_syncs,
+            (unsigned long long)p.n_records);
+    }
+
+    for (int i = 0; i < N_SOCKETS; i++)
+        pl_socket_close(p.sockets[i]);
+    pl_ipc_free(p.ipc);
+    pl_journal_close(p.ledger);
+    pl_coordinator_free(p.machine);
+    pl_bytes_done(&p.body);
+    free(p.remote);
+    return st;
+}

@@ -1,0 +1,263 @@
+/* rollout/coordinator_internal.h - what the files of the coordinator share: members.c who takes
+ * part, batches.c what is to be rolled out, leases.c who does it, results.c what came back, steps.c
+ * what was made of it, recover.c all of that from the ledger. */
+#ifndef PL_ROLLOUT_COORDINATOR_INTERNAL_H
+#define PL_ROLLOUT_COORDINATOR_INTERNAL_H
+
+#include "rollout/coordinator.h"
+
+#include <stddef.h>
+
+enum {
+    NAME_ROOM = 64,        /* bytes of a member's name with its NUL */
+    MEMBERS_MAX = 1024,    /* lost ones too */
+    QUARANTINE_MAX = 4096, /* the oldest entries go */
+    SEQS_MAX = 4096,       /* samples at once, whatever a HELLO claims */
+    GROUPS_MAX = 1 << 20,  /* of a batch */
+    GROUP_MAX = 1 << 16,   /* samples of a group */
+    /* A RESULT of 9 bytes a token and a GROUP of 5 bytes a token fit a record of 1 MiB - 64. */
+    TOKENS_MAX = 110000,
+    PROMPT_MAX = 1 << 17,
+    BATCH_MS = 250,         /* BATCH to the trainer this often */
+    END_WAIT_MS = 30000,    /* a trainer that wants to go on behind END has joined by then */
+    FORGET_LOST_MS = 60000, /* a lost member's name is kept so long */
+};
+static const int64_t NS_PER_MS = 1000000;
+
+/* A worker or the trainer, from its HELLO on. */
+typedef struct member {
+    pl_peer peer;
+    uint64_t incarnation;
+    uint32_t role; /* pl_role */
+    char name[NAME_ROOM];
+    uint32_t max_seqs;
+    pl_worker_state state;
+    uint32_t policy_version; /* as its last STATUS says; UINT32_MAX: none */
+    float rate;              /* tokens/s; 0: not known */
+    uint32_t n_leased;
+    int has_status; /* its first STATUS since it joined came */
+    int is_draining;
+    uint64_t status_seq, group_seq; /* newest h.seq of STATUS and of GROUP: older ones are late */
+    uint32_t n_versions;            /* a trainer's: announced in this session */
+    int64_t heard_ns, joined_ns;
+    int64_t told_version_ns, told_drain_ns;
+} member;
+
+typedef enum sample_state {
+    SAMPLE_PENDING,
+    SAMPLE_LEASED,   /* holder has it */
+    SAMPLE_RECORDED, /* a result is in the ledger, not yet durable */
+    SAMPLE_DURABLE,
+    SAMPLE_VOID, /* refused; pending once the refusal is durable */
+} sample_state;
+
+typedef enum record_state { NOT_RECORDED, RECORDED, DURABLE } record_state;
+
+typedef struct sample {
+    uint32_t uid;
+    sample_state state;
+    int was_leased;
+    member *holder; /* LEASED only */
+    int64_t leased_ns, sent_lease_ns;
+    /* What is known of the response: progress, later the result. */
+    uint32_t n, room;
+    int32_t *tokens;
+    float *logprobs;
+    uint8_t *sources;
+    uint32_t draft, accepted, steps;
+    /* The result: RECORDED and DURABLE only. */
+    uint32_t finish;
+    char worker[NAME_ROOM];
+    uint64_t by; /* incarnation of the worker; 0: from the ledger */
+    record_state reward_state;
+    float reward;
+    uint32_t reward_mark;
+    uint64_t sent_to; /* incarnation of the trainer that was sent the result */
+    /* REFUSE or REWARD of this trainer, up to this h.seq, speaks of a result that was refused. */
+    uint64_t refused_by, refused_seq;
+} sample;
+
+typedef struct group {
+    pl_msg_group m; /* prompt is owned */
+    int is_durable;
+    sample *samples; /* [m.n] */
+    double expected; /* tokens of a sample */
+} group;
+
+typedef struct batch {
+    uint64_t id;
+    uint32_t n_groups, n_known, n_durable, n_samples;
+    group **groups;   /* [n_groups]; NULL: not yet known */
+    group **order;    /* [n_groups] longest expected first, once all are durable; else NULL */
+    int was_complete; /* said in a BATCH to this trainer at once */
+} batch;
+
+typedef struct consumed {
+    pl_msg_consume m;
+    record_state state;
+    uint64_t by; /* incarnation of the trainer that trained it last; 0: from the ledger */
+} consumed;
+
+typedef struct length_mean { /* of finished samples of a prompt */
+    uint64_t prompt_key;
+    uint64_t n, sum;
+} length_mean;
+
+typedef struct refused {
+    char name[NAME_ROOM];
+    uint64_t incarnation;
+} refused;
+
+/* What to do when a record is durable. */
+typedef struct waiting {
+    uint16_t type;
+    uint64_t batch; /* or step */
+    uint32_t id;    /* uid, i_group */
+    pl_peer to;     /* who is answered; zeros: nobody */
+} waiting;
+
+struct pl_coordinator {
+    pl_coordinator_options o;
+    char *run, *build, *numeric_class;
+    pl_coordinator_io io;
+    const pl_log *log;
+    uint64_t epoch;
+    int is_open;  /* the EPOCH is durable: it talks */
+    int has_runs; /* the ledger has an EPOCH, of run and numeric class: */
+    char *ledger_run, *ledger_class;
+    uint64_t ledger_config;
+
+    member **members;
+    int n_members, room_members;
+    refused *refused;
+    int n_refused, next_refused;
+
+    batch **batches;
+    int n_batches, room_batches;
+    batch *current;
+    int want_grant; /* something changed that may allow a lease */
+    length_mean *lengths;
+    size_t n_lengths, room_lengths;
+
+    consumed *steps;
+    int n_steps, room_steps;
+    int i_newest; /* of steps: the one recorded last; -1 */
+    pl_msg_version version;
+    char *version_dir, *version_host, *version_endpoint;
+    record_state version_state;
+    uint64_t checkpoint;
+    int has_checkpoint;
+    record_state end;
+
+    waiting *waiting;
+    int n_waiting, room_waiting;
+
+    int is_draining, is_done;
+    int64_t tick_ns; /* the last one */
+    int64_t begin_ns, told_batch_ns, told_stall_ns, told_join_ns;
+    pl_coordinator_stats stats;
+};
+
+/* ---- coordinator.c ---- */
+void coordinator_send(pl_coordinator *c, const pl_peer *to, pl_msg *m, uint16_t type);
+void coordinator_send_uid(
+    pl_coordinator *c, const pl_peer *to, uint16_t type, uint64_t id, uint32_t uid);
+/* Append m to the ledger; once it is durable, do *w. */
+pl_status coordinator_record(
+    pl_coordinator *c, pl_msg *m, uint16_t type, const waiting *w, pl_error *err);
+/* Room for one more element: doubles.  Errors: PL_E_NOMEM, the array stays. */
+pl_status coordinator_grow(void **array, int n, int *room, size_t size, pl_error *err);
+pl_status coordinator_copy(char **out, const char *s, pl_error *err); /* frees what *out was */
+int coordinator_is_late(int64_t now_ns, int64_t since_ns, uint32_t ms);
+void coordinator_progressed(pl_coordinator *c, int64_t now_ns);
+
+/* ---- members.c ---- */
+member *members_find(const pl_coordinator *c, const pl_peer *peer);
+member *members_trainer(const pl_coordinator *c); /* NULL: none, or lost */
+void members_reject(pl_coordinator *c, const pl_peer *to, pl_status code, const char *fmt, ...)
+    __attribute__((format(printf, 4, 5)));
+/* One of the transitions of members.c; an impossible one is logged and does not happen. */
+void members_move(pl_coordinator *c, member *m, pl_worker_state to, const char *cause);
+void members_update(pl_coordinator *c, member *m); /* BUSY or IDLE, by its leases */
+const char *members_state_name(pl_worker_state s);
+pl_status members_hello(
+    pl_coordinator *c, int64_t now_ns, const pl_peer *from, const pl_msg *m, pl_error *err);
+/* Returns 0 when the STATUS is an old one. */
+int members_status(pl_coordinator *c, int64_t now_ns, member *who, const pl_msg *m);
+void members_leave(pl_coordinator *c, member *who);
+/* The coordinator did not listen for so long: nobody was silent meanwhile. */
+void members_forgive(pl_coordinator *c, int64_t now_ns, int64_t away_ns);
+void members_tick(pl_coordinator *c, int64_t now_ns);
+void members_drain(pl_coordinator *c, int64_t now_ns);
+void members_stop(pl_coordinator *c);
+/* Refuse name and incarnation from now on, and throw the member out if it is here. */
+void members_quarantine(
+    pl_coordinator *c, const char *name, uint64_t incarnation, const char *reason);
+int members_is_refused(const pl_coordinator *c, const char *name, uint64_t incarnation);
+void members_remove(pl_coordinator *c, member *m);
+
+/* ---- batches.c ---- */
+batch *batches_find(const pl_coordinator *c, uint64_t id);
+sample *batches_sample(const batch *b, uint32_t uid, group **g); /* g may be NULL */
+pl_status batches_on_group(
+    pl_coordinator *c, int64_t now_ns, member *from, const pl_msg *m, pl_error *err);
+pl_status batches_add(pl_coordinator *c, const pl_msg_group *m, int is_durable, pl_error *err);
+/* What is wrong with it: a sentence in why, or 0. */
+int batches_contradicts(const pl_coordinator *c, const pl_msg_group *m, char *why, size_t room);
+void batches_group_durable(pl_coordinator *c, batch *b, uint32_t i_group);
+void batches_forget(pl_coordinator *c, uint64_t step); /* CHECKPOINT */
+void batches_free(pl_coordinator *c);
+/* Leases of the one before are revoked. */
+void batches_make_current(pl_coordinator *c, batch *b);
+void batches_count(const batch *b, pl_msg_batch *out);
+int batches_is_complete(const batch *b); /* every sample is durable */
+void batches_tell(pl_coordinator *c, int64_t now_ns);
+pl_status batches_learn(pl_coordinator *c, uint64_t prompt_key, uint32_t n, pl_error *err);
+
+/* ---- leases.c ---- */
+void leases_grant(pl_coordinator *c, int64_t now_ns);
+void leases_end(pl_coordinator *c, sample *s); /* LEASED -> PENDING, nobody is told */
+/* All of a member's; keep: what is known of them stays known. */
+void leases_return(pl_coordinator *c, member *m, int keep);
+void leases_revoke_all(pl_coordinator *c, batch *b);
+void leases_on_status(
+    pl_coordinator *c, int64_t now_ns, member *who, const pl_msg_status *s, int is_first);
+pl_status leases_on_progress(
+    pl_coordinator *c, int64_t now_ns, member *who, const pl_msg_progress *p, pl_error *err);
+/* Tokens from..from + n - 1 of s become these; s->n is their end. */
+pl_status leases_store(sample *s, uint32_t from, const pl_span *tokens, const pl_span *logprobs,
+    const pl_span *sources, pl_error *err);
+
+/* ---- results.c ---- */
+pl_status results_on_result(
+    pl_coordinator *c, int64_t now_ns, member *who, const pl_msg *m, pl_error *err);
+pl_status results_on_reward(
+    pl_coordinator *c, int64_t now_ns, member *who, const pl_msg *m, pl_error *err);
+pl_status results_on_refuse(pl_coordinator *c, member *who, const pl_msg *m, pl_error *err);
+void results_on_want(pl_coordinator *c, member *who, const pl_msg *m);
+pl_status results_put(sample *s, const pl_msg_result *r, uint64_t by, pl_error *err);
+void results_discard(sample *s);
+int results_is_equal(const sample *s, const pl_msg_result *r);
+int results_is_wrong(const group *g, const pl_msg_result *r, char *why, size_t room);
+void results_durable(pl_coordinator *c, const waiting *w, batch *b);
+void results_reward_durable(pl_coordinator *c, const waiting *w, batch *b);
+void results_send(pl_coordinator *c, const batch *b, const group *g, sample *s);
+
+/* ---- steps.c ---- */
+consumed *steps_find(const pl_coordinator *c, uint64_t step);
+pl_status steps_on_consume(
+    pl_coordinator *c, int64_t now_ns, member *who, const pl_msg *m, pl_error *err);
+pl_status steps_on_version(
+    pl_coordinator *c, int64_t now_ns, member *who, const pl_msg *m, pl_error *err);
+pl_status steps_on_checkpoint(pl_coordinator *c, const pl_msg *m, pl_error *err);
+pl_status steps_on_done(pl_coordinator *c, const pl_msg *m, pl_error *err);
+pl_status steps_add(
+    pl_coordinator *c, const pl_msg_consume *m, record_state state, uint64_t by, pl_error *err);
+pl_status steps_set_version(
+    pl_coordinator *c, const pl_msg_version *v, record_state state, pl_error *err);
+void steps_consume_durable(pl_coordinator *c, uint64_t step);
+void steps_version_durable(pl_coordinator *c, int64_t now_ns);
+void steps_send_version(pl_coordinator *c, int64_t now_ns, member *to);
+void steps_finish(pl_coordinator *c); /* STOP to all */
+
+#endif
