@@ -46,6 +46,19 @@ typedef struct model_dims {
 } model_dims;
 model_dims model_dims_of(const pl_arch *a);
 
+/* One packed matrix and the parameters whose rows it stacks. */
+enum { WEIGHTS_PARTS = 3 };
+typedef struct weights_matrix {
+    uint16_t *packed, *packed_t;
+    const pl_param *part[WEIGHTS_PARTS];
+    int n_parts, rows, cols;
+} weights_matrix;
+/* Some a layer, the head, and the embedding where it is another. */
+int weights_n_matrices(const pl_model *m);
+weights_matrix weights_matrix_at(const pl_model *m, int i);
+/* pl_model_load of a source with a pl_source_file, with the model's team (load.c). */
+pl_status weights_load_file(pl_model *m, const pl_source *src, pl_error *err);
+
 /* ---- KV pages ---- */
 
 /* One page of one layer and KV head: K packed (64 keys as outputs, D inputs), then V packed (D

@@ -27,6 +27,14 @@ size_t pl_model_plan(const pl_arch *arch, int with_backward); /* bytes */
 /* Read every parameter of a source, round to bf16, pack.  masters (may be NULL): flat fp32 copy in
  * the order of the param table.  Errors: those of pl_source_read. */
 pl_status pl_model_load(pl_model *m, const pl_source *src, float *masters, pl_error *err);
+/* The same from bytes begin .. end - 1 of a source that is one file of bf16 (pl_source_file), so
+ * that they can be checked while they are in cache: packs what begins there, 32 rows at a time, and
+ * reads on to their end.  Several threads may load ranges that do not overlap.  Until the whole
+ * file is loaded, and after a failure, the weights are a mixture and the model must not run.  Not
+ * with_backward.  Errors: PL_E_IO (the file became shorter), PL_E_NUMERIC, PL_E_INVAL (the source
+ * is of another kind or shape). */
+pl_status pl_model_load_bytes(
+    pl_model *m, const pl_source *src, size_t begin, size_t end, pl_error *err);
 /* Pack anew from fp32 masters, after an optimizer step.  Errors: PL_E_NOMEM, weights unchanged. */
 pl_status pl_model_pack(pl_model *m, const float *masters, pl_error *err);
 

@@ -5,6 +5,7 @@
 #include <assert.h>
 #include <dirent.h>
 #include <errno.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -134,6 +135,16 @@ const char *pl_source_path(const pl_source *s)
 const struct pl_gguf *pl_source_gguf(const pl_source *s)
 {
     return s->gguf;
+}
+
+const pl_file *pl_source_file(const pl_source *s)
+{
+    if (s->n_shards != 1)
+        return NULL;
+    for (int i = 0; i < s->table->n_params; i++)
+        if (s->tensors[i].type != FILES_BF16 || (uintptr_t)s->tensors[i].data % 2 != 0)
+            return NULL;
+    return safetensors_file(s->shards[0]);
 }
 
 /* Row of the file that holds row r of the parameter.  convert_hf_to_gguf stores the two halves of a

@@ -3,6 +3,7 @@
 #define PL_MODEL_SOURCE_H
 
 #include "core/error.h"
+#include "core/file.h"
 #include "model/arch.h"
 
 #include <stdio.h>
@@ -22,6 +23,8 @@ void pl_source_close(pl_source *s);
 const pl_arch *pl_source_arch(const pl_source *s);
 const pl_param_table *pl_source_params(const pl_source *s);
 const char *pl_source_path(const pl_source *s);
+/* The mapped file behind it, *borrowed*, where that is one model.safetensors of bf16; else NULL. */
+const pl_file *pl_source_file(const pl_source *s);
 /* The GGUF behind it, NULL for a directory: the tokenizer reads its vocabulary there. */
 const struct pl_gguf *pl_source_gguf(const pl_source *s);
 

@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { LAYER_MATRICES = 5, MAX_PARTS = 3 };
+enum { LAYER_MATRICES = 5 };
 
 model_dims model_dims_of(const pl_arch *a)
 {
@@ -175,17 +175,10 @@ void pl_model_free(pl_model *m)
     free(m);
 }
 
-/* One packed matrix and the parameters whose rows it stacks. */
-typedef struct matrix {
-    uint16_t *packed, *packed_t;
-    const pl_param *part[MAX_PARTS];
-    int n_parts, rows, cols;
-} matrix;
-
-static matrix matrix_of(
+static weights_matrix matrix_of(
     const pl_model *m, uint16_t *w, uint16_t *w_t, int layer, const pl_param_kind *kinds, int n)
 {
-    matrix x = {.packed = w, .packed_t = w_t, .n_parts = n};
+    weights_matrix x = {.packed = w, .packed_t = w_t, .n_parts = n};
     for (int i = 0; i < n; i++) {
         x.part[i] = pl_param_find(m->params, kinds[i], layer);
         x.rows += x.part[i]->rows;
@@ -194,13 +187,12 @@ static matrix matrix_of(
     return x;
 }
 
-/* Matrices of a model: LAYER_MATRICES a layer, the head, and the embedding where it is another. */
-static int n_matrices(const pl_model *m)
+int weights_n_matrices(const pl_model *m)
 {
     return m->arch.n_layers * LAYER_MATRICES + (m->arch.tied ? 1 : 2);
 }
 
-static matrix matrix_at(const pl_model *m, int i)
+weights_matrix weights_matrix_at(const pl_model *m, int i)
 {
     static const pl_param_kind qkv[] = {PL_P_Q, PL_P_K, PL_P_V}, o = PL_P_O, gate = PL_P_GATE,
                                up = PL_P_UP, down = PL_P_DOWN, embed = PL_P_EMBED, head = PL_P_HEAD;
@@ -235,7 +227,8 @@ typedef struct pack_job {
 } pack_job;
 
 /* Row r of a stacked matrix into out. */
-static pl_status fetch_row(const pack_job *j, const matrix *x, int r, float *out, pl_error *err)
+static pl_status fetch_row(
+    const pack_job *j, const weights_matrix *x, int r, float *out, pl_error *err)
 {
     int i = 0;
     while (r >= x->part[i]->rows)
@@ -252,7 +245,8 @@ static pl_status fetch_row(const pack_job *j, const matrix *x, int r, float *out
     return st;
 }
 
-static pl_status pack_matrix(const pack_job *j, const matrix *x, int i_thread, int n_threads)
+static pl_status pack_matrix(
+    const pack_job *j, const weights_matrix *x, int i_thread, int n_threads)
 {
     float *rows = j->rows[i_thread];
     const size_t panel_elements = 32 * (size_t)pl_pad32(x->cols);
@@ -304,7 +298,7 @@ static pl_status pack_norms(const pack_job *j, pl_error *err)
 
 /* The packing with outputs and inputs exchanged; masters are complete.  Where the parts of a
  * stacked matrix do not touch in the flat array, its rows go one by one. */
-static void pack_transposed(const pack_job *j, const matrix *x, int i_thread, int n_threads)
+static void pack_transposed(const pack_job *j, const weights_matrix *x, int i_thread, int n_threads)
 {
     const float *base = j->masters + x->part[0]->offset;
     const int k_pad = pl_pad32(x->rows);
@@ -331,8 +325,8 @@ static void pack_team(void *ctx, int i_thread, int n_threads)
     pack_job *j = ctx;
     pl_status st = PL_OK;
 
-    for (int i = 0; st == PL_OK && i < n_matrices(j->m); i++) {
-        const matrix x = matrix_at(j->m, i);
+    for (int i = 0; st == PL_OK && i < weights_n_matrices(j->m); i++) {
+        const weights_matrix x = weights_matrix_at(j->m, i);
         st = pack_matrix(j, &x, i_thread, n_threads);
     }
     if (st == PL_OK && i_thread == 0)
@@ -341,8 +335,8 @@ static void pack_team(void *ctx, int i_thread, int n_threads)
     if (!j->m->with_backward)
         return;
     pl_team_barrier(j->m->team);
-    for (int i = 0; i < n_matrices(j->m); i++) {
-        const matrix x = matrix_at(j->m, i);
+    for (int i = 0; i < weights_n_matrices(j->m); i++) {
+        const weights_matrix x = weights_matrix_at(j->m, i);
         if (x.packed_t)
             pack_transposed(j, &x, i_thread, n_threads);
     }
@@ -382,6 +376,8 @@ pl_status pl_model_load(pl_model *m, const pl_source *src, float *masters, pl_er
 {
     pack_job j = {.m = m, .src = src, .masters = masters};
     assert(masters || !m->with_backward);
+    if (!masters && pl_source_file(src))
+        return weights_load_file(m, src, err);
     return pack_all(&j, err);
 }
 
@@ -415,8 +411,8 @@ pl_team *pl_model_team(const pl_model *m)
 size_t pl_model_weight_bytes(const pl_model *m)
 {
     size_t n = 0;
-    for (int i = 0; i < n_matrices(m); i++) {
-        const matrix x = matrix_at(m, i);
+    for (int i = 0; i < weights_n_matrices(m); i++) {
+        const weights_matrix x = weights_matrix_at(m, i);
         if (x.packed != m->embed || m->arch.tied)
             n += pl_packed_elements(x.rows, x.cols) * sizeof(uint16_t);
     }
