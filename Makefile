@@ -17,9 +17,13 @@ packages:
 test-packages:
 	@tools/install_packages.sh test
 
+# A finished demo is kept: the next one trains anew beside it; an interrupted one goes on.
 demo: all
 	@tools/get_model.sh "$(MODEL)"
-	$(BUILD)/paceline run configs/quickstart.yaml actor_rollout_ref.model.path="$(MODEL)" $(DEMO_ARGS)
+	@dir=runs/quickstart; n=2; \
+	while [ "$$(cat $$dir/latest 2>/dev/null)" = global_step_10 ]; do dir=runs/quickstart-$$n; n=$$((n + 1)); done; \
+	set -x; $(BUILD)/paceline run configs/quickstart.yaml actor_rollout_ref.model.path="$(MODEL)" \
+		trainer.default_local_dir=$$dir $(DEMO_ARGS)
 
 test: test-packages
 	@tools/run_tests.sh $(BUILD) $(JOBS)
@@ -28,6 +32,10 @@ test: test-packages
 soak: test-packages
 	@PL_CMAKE_ARGS=-DCMAKE_C_FLAGS=-DPL_TEST_ROWS=40000 tools/run_tests.sh $(BUILD)-soak $(JOBS)
 	@tools/run_fuzz.sh $(BUILD)-fuzz 300
+	@ctest --test-dir $(BUILD)-soak -C soak -L soak --output-on-failure
+	@PL_SEEDS=8000 $(BUILD)-soak/tests/rollout/test_coordinator_faults
+	@sh tests/spin/run.sh --soak
+	@python3 tests/ipc/hostile.py $(BUILD)-soak/tests/ipc/hostile_server
 
 bench: all
 	@tools/get_model.sh "$(MODEL)"

@@ -29,6 +29,8 @@ static const bench_entry benches[] = {
     {"train", bench_train, "forward and backward of 2048 tokens, against oneDNN's GEMMs alone"},
     {"start", bench_start, "from starting paceline generate to its first token"},
     {"memory", bench_memory, "peak anonymous memory of a run, against the plan it prints"},
+    {"processes", bench_processes, "rollouts by a worker process, against those in process"},
+    {"channel", bench_channel, "new weights to two workers, against hashing or copying them"},
 };
 enum { N_BENCHES = sizeof benches / sizeof benches[0] };
 
@@ -193,14 +195,13 @@ static const bench_entry *choose(bench *b, int n_args, char **args, pl_error *er
 {
     if (n_args < 1) {
         pl_error_set(err, PL_E_USAGE,
-            "bench wants a name: decode, verify, prefill, train, start, "
-            "memory");
+            "bench wants a name: decode, verify, prefill, train, start, memory, processes, channel");
         return NULL;
     }
     const bench_entry *e = find(args[0]);
     if (!e) {
         pl_error_set(err, PL_E_USAGE,
-            "unknown bench '%s': decode, verify, prefill, train, start, memory", args[0]);
+            "unknown bench '%s': decode, verify, prefill, train, start, memory, processes, channel", args[0]);
         return NULL;
     }
     b->name = e->name;

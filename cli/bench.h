@@ -55,6 +55,12 @@ pl_status bench_train(bench *b, pl_error *err);
 pl_status bench_start(bench *b, pl_error *err);
 pl_status bench_memory(bench *b, pl_error *err);
 
+/* ---- bench_channel.c ---- */
+pl_status bench_channel(bench *b, pl_error *err);
+
+/* ---- bench_processes.c ---- */
+pl_status bench_processes(bench *b, pl_error *err);
+
 /* A child with one stream socket as its stdin and stdout; stderr is ours. */
 typedef struct bench_child {
     pid_t pid; /* 0: none */

@@ -35,7 +35,7 @@ typedef struct cli_list {
 typedef struct cli_command {
     const char *name;
     int (*run)(int argc, char **argv); /* argv[0] is the command's name; returns the exit code */
-    const char *summary;
+    const char *summary;               /* NULL: not for users */
 } cli_command;
 
 /* Parse argv[1..]; positionals are moved to the front of argv and counted.  --help prints usage (a
@@ -46,9 +46,10 @@ pl_status cli_parse(int argc, char **argv, const char *usage, const cli_option *
 /* Print "paceline: message" on stderr and return the exit code of the error. */
 int cli_report(const pl_error *err);
 
-/* Set by SIGINT and SIGTERM once cli_catch_signals has been called. */
+/* 1 after SIGINT or SIGTERM once cli_catch_signals has been called, 2 after the second one.  quiet:
+ * another process tells the user. */
 extern volatile sig_atomic_t cli_stop;
-void cli_catch_signals(void);
+void cli_catch_signals(int quiet);
 
 /* ---- a model ready to run ---- */
 
@@ -99,12 +100,16 @@ pl_status cli_flush(pl_error *err);
 /* ---- commands ---- */
 
 int cmd_bench(int argc, char **argv);
+int cmd_coordinator(int argc, char **argv);
 int cmd_doctor(int argc, char **argv);
 int cmd_generate(int argc, char **argv);
 int cmd_inspect(int argc, char **argv);
+int cmd_keygen(int argc, char **argv);
 int cmd_run(int argc, char **argv);
 int cmd_score(int argc, char **argv);
 int cmd_tiny(int argc, char **argv);
 int cmd_tokenize(int argc, char **argv);
+int cmd_trainer(int argc, char **argv);
+int cmd_worker(int argc, char **argv);
 
 #endif

@@ -398,7 +398,7 @@ int cmd_generate(int argc, char **argv)
         pl_error_set(&err, PL_E_USAGE, "generate wants either --prompt TEXT or --prompts FILE");
         return cli_report(&err);
     }
-    cli_catch_signals();
+    cli_catch_signals(0);
     st = cli_model_open(&g.m, &g.model, &g.log, &err);
     if (st == PL_OK)
         st = read_prompts(&g, &err);

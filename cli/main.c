@@ -11,6 +11,8 @@
 static const cli_command commands[] = {
     {"run", cmd_run,
         "post-train a model by reinforcement learning: paceline run CONFIG [key=value ...]"},
+    {"worker", cmd_worker, "join a run as a rollout worker, from another terminal or machine"},
+    {"keygen", cmd_keygen, "keys for workers on other machines"},
     {"generate", cmd_generate, "sample responses"},
     {"score", cmd_score, "log-probs of given tokens or texts"},
     {"tokenize", cmd_tokenize, "text to token ids and back"},
@@ -18,6 +20,8 @@ static const cli_command commands[] = {
     {"doctor", cmd_doctor, "what this machine can do, what is used and why; self-test"},
     {"bench", cmd_bench,
         "measure against the machine: decode, verify, prefill, train, start, memory"},
+    {"coordinator", cmd_coordinator, NULL}, /* started by run */
+    {"trainer", cmd_trainer, NULL},
     {"tiny", cmd_tiny, "write a tiny random model, to try things without a download"},
 };
 enum { N_COMMANDS = sizeof commands / sizeof commands[0] };
@@ -26,7 +30,8 @@ static void print_help(FILE *out)
 {
     fprintf(out, "usage: paceline COMMAND [options]\n\n");
     for (int i = 0; i < N_COMMANDS; i++)
-        fprintf(out, "  %-10s %s\n", commands[i].name, commands[i].summary);
+        if (commands[i].summary)
+            fprintf(out, "  %-10s %s\n", commands[i].name, commands[i].summary);
     fprintf(out,
         "\npaceline COMMAND --help shows the options of a command, paceline run --help-config "
         "every\n"

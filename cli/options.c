@@ -14,20 +14,29 @@ volatile sig_atomic_t cli_stop;
 
 static void on_signal(int sig)
 {
-    static const char text[] = "\nstopping: the step at hand is finished or dropped first\n";
     (void)sig;
-    if (!cli_stop && write(STDERR_FILENO, text, sizeof text - 1) < 0)
-        cli_stop = 1;
-    cli_stop = 1;
+    cli_stop = cli_stop ? 2 : 1;
 }
 
-void cli_catch_signals(void)
+static void say_and_stop(int sig)
 {
-    struct sigaction a = {.sa_handler = on_signal};
+    static const char text[] = "\nstopping: the step at hand is finished or dropped first\n";
+
+    on_signal(sig);
+    if (cli_stop == 1 && write(STDERR_FILENO, text, sizeof text - 1) < 0)
+        cli_stop = 2;
+}
+
+void cli_catch_signals(int quiet)
+{
+    struct sigaction a = {.sa_handler = quiet ? on_signal : say_and_stop};
 
     sigemptyset(&a.sa_mask);
     sigaction(SIGINT, &a, NULL);
     sigaction(SIGTERM, &a, NULL);
+    signal(SIGXFSZ, SIG_IGN); /* a write past ulimit -f fails, and is reported as one */
+    if (quiet)                /* a process of a run outlives the terminal that it reports to */
+        signal(SIGPIPE, SIG_IGN);
 }
 
 int cli_report(const pl_error *err)

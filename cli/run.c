@@ -1,563 +1,30 @@
-/* cli/run.c - paceline run: the loop of rollout, reward, update, record, checkpoint.
- *
- *   1. configuration, model, data, memory plan          [open_run]
- *   2. continue at the last whole checkpoint, if any    [resume]
- *   3. held-out reward before                           [evaluate]
- *   4. each step: rollouts, update, records, checkpoint [run_step]
- *   5. held-out reward after, speculation on and off compared, closing table [close_run]
- *
- * rollout/ and trainer/ do not know each other: what passes between them here is pl_response. */
+/* cli/run.c - paceline run: in one process (rollout.num_workers=0), or as the supervisor of many.
+ */
 #include "cli/run.h"
-#include "core/file.h"
-#include "core/rng.h"
 
-#include <errno.h>
-#include <fcntl.h>
-#include <math.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
-#include <unistd.h>
 
-typedef struct run {
-    run_config config;
-    const char *config_path;
-    pl_log log;
-    run_report report;
-    run_plan plan;
-    cli_model m;
-    pl_dataset *train, *val;
-    pl_engine *engine;
-    pl_trainer *trainer;
-    pl_metrics *metrics;
-    pl_run_state state;
-    int64_t saved_step; /* of the newest checkpoint */
-    int lock_fd;
-    run_batch batch, eval;
-    const pl_prompt **prompts; /* [train_batch_size] of the step */
-    const pl_prompt **held_out;
-    pl_engine_stats totals; /* of the training rollouts */
-    int n_lines;
-    double elapsed_before; /* seconds of earlier sittings */
-} run;
-
-static const char *run_dir(const run *r)
-{
-    return r->config.trainer.default_local_dir;
-}
-
-/* ---- opening ---- */
-
-static int longest_prompt(const run *r)
-{
-    int n = 1;
-    for (int i = 0; i < r->train->n; i++)
-        n = r->train->prompts[i].n_ids > n ? r->train->prompts[i].n_ids : n;
-    for (int i = 0; r->val && i < r->val->n; i++)
-        n = r->val->prompts[i].n_ids > n ? r->val->prompts[i].n_ids : n;
-    return n;
-}
-
-static pl_status check_rewards(const pl_dataset *d, const char *path, pl_error *err)
-{
-    for (int i = 0; i < d->n; i++) {
-        const pl_status st = pl_reward_check(d->prompts[i].data_source, err);
-        if (st != PL_OK)
-            return pl_wrap(err, st, "%s:%d", path, d->prompts[i].line);
-    }
-    return PL_OK;
-}
-
-static pl_status open_data(run *r, pl_error *err)
-{
-    const pl_data_options *d = &r->config.data;
-
-    pl_status st =
-        pl_dataset_open(&r->train, d->train_files, r->m.tokenizer, (int)d->max_prompt_length, err);
-    if (st == PL_OK)
-        st = check_rewards(r->train, d->train_files, err);
-    if (st != PL_OK || !d->val_files[0])
-        return st;
-    st = pl_dataset_open(&r->val, d->val_files, r->m.tokenizer, (int)d->max_prompt_length, err);
-    if (st == PL_OK)
-        st = check_rewards(r->val, d->val_files, err);
-    return st;
-}
-
-static pl_status check_context(const run *r, pl_error *err)
-{
-    const int n_ctx = pl_source_arch(r->m.source)->n_ctx, longest = longest_prompt(r);
-    const int64_t response = r->config.data.max_response_length;
-
-    if (longest + response > n_ctx)
-        return pl_fail(err, PL_E_CONFIG,
-            "the longest prompt of %d tokens and data.max_response_length %lld do not fit the "
-            "model's context of %d: lower data.max_response_length to %d",
-            longest, (long long)response, n_ctx, n_ctx - longest);
-    return PL_OK;
-}
-
-static void describe(const run *r)
-{
-    const pl_arch *a = pl_source_arch(r->m.source);
-    printf("model      %s: %d layers, hidden %d, vocabulary %d\n", r->config.rollout.model_path,
-        a->n_layers, a->n_embd, a->n_vocab);
-    printf("data       %d prompts to train on, %d held out; %lld prompts x %lld samples a step\n",
-        r->train->n, r->val ? r->val->n : 0, (long long)r->config.data.train_batch_size,
-        (long long)r->config.rollout.n);
-    printf("backend    %s on %d threads, numeric class %s\n", r->m.ops->name,
-        pl_team_size(r->m.team), PL_NUMERIC_CLASS);
-    printf("run        %s\n", run_dir(r));
-}
-
-/* The directory is ours alone while we live. */
-static pl_status lock_directory(run *r, pl_error *err)
-{
-    char path[PL_CONFIG_STR + 16];
-
-    snprintf(path, sizeof path, "%s/lock", run_dir(r));
-    if (!pl_dir_is_free(run_dir(r)) && !pl_path_exists(path))
-        return pl_fail(err, PL_E_CONFIG,
-            "trainer.default_local_dir '%s' is not empty and not a run: name a new directory",
-            run_dir(r));
-    const pl_status st = pl_dir_make(run_dir(r), err);
-    if (st != PL_OK)
-        return st;
-    r->lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0644);
-    if (r->lock_fd < 0)
-        return pl_fail(err, PL_E_IO, "'%s': %s", path, strerror(errno));
-    if (flock(r->lock_fd, LOCK_EX | LOCK_NB) != 0)
-        return pl_fail(err, PL_E_IO,
-            "another process is running in '%s': wait for it, or name another "
-            "trainer.default_local_dir",
-            run_dir(r));
-    return PL_OK;
-}
-
-/* ---- checkpoints ---- */
-
-/* A failed save does not end the run: the checkpoint before it stays whole. */
-static pl_status save(run *r, pl_error *err)
-{
-    const double t0 = run_seconds();
-
-    if (r->saved_step == r->state.step)
-        return PL_OK;
-    r->state.elapsed_s = r->elapsed_before + t0 - r->report.t0;
-    run_progress(&r->report, "checkpoint", 0, "");
-    const pl_status st = pl_checkpoint_save(run_dir(r), r->trainer, r->m.tokenizer, &r->state,
-        (int)r->config.trainer.max_ckpt_to_keep, err);
-    run_progress_clear(&r->report);
-    if (st == PL_OK)
-        r->saved_step = r->state.step;
-    return st;
-}
-
-static pl_status resume(run *r, pl_error *err)
-{
-    char dir[4096];
-    pl_error none = {0};
-    const pl_status found = pl_checkpoint_find(run_dir(r), dir, sizeof dir, &none);
-
-    r->state.val_before = NAN;
-    r->state.config_hash = run_config_hash(&r->config) ^ run_data_hash(r->train);
-    r->state.samples_per_group = r->config.rollout.n;
-    r->saved_step = -1;
-    if (found == PL_E_NOENT)
-        return PL_OK;
-    if (found != PL_OK)
-        return pl_fail(err, found, "%s", none.msg);
-    if (none.msg[0])
-        pl_log_warn(&r->log, "%s", none.msg);
-    if (strcmp(r->config.trainer.resume_mode, "disable") == 0)
-        return pl_fail(err, PL_E_CONFIG,
-            "'%s' holds a run already and trainer.resume_mode is disable: name another "
-            "trainer.default_local_dir",
-            run_dir(r));
-    const uint64_t hash = r->state.config_hash;
-    const pl_status st = pl_checkpoint_load(dir, r->trainer, &r->state, err);
-    if (st != PL_OK)
-        return st;
-    if (r->state.samples_per_group != r->config.rollout.n)
-        return pl_fail(err, PL_E_CONFIG,
-            "'%s' began with actor_rollout_ref.rollout.n %lld, which numbers its samples: keep it, "
-            "or name another trainer.default_local_dir",
-            run_dir(r), (long long)r->state.samples_per_group);
-    printf("resuming   after step %lld, from %s\n", (long long)r->state.step, dir);
-    if (r->state.config_hash != hash)
-        pl_log_warn(&r->log,
-            "keys that decide the result differ from those of the checkpoint: continuing, but the "
-            "run is not the one that '%s' began",
-            run_dir(r));
-    r->state.config_hash = hash;
-    r->saved_step = r->state.step;
-    r->elapsed_before = r->state.elapsed_s;
-    return pl_engine_new_version(r->engine, r->state.policy_version, err);
-}
-
-static pl_status open_engine_and_trainer(run *r, pl_error *err)
-{
-    pl_engine_options o;
-    const int longest = longest_prompt(r);
-
-    run_engine_options(&r->config, longest, &o);
-    pl_status st = pl_engine_new(&r->engine, r->m.model, r->m.tokenizer, &o, &r->log, err);
-    if (st != PL_OK)
-        return st;
-    float *masters = r->m.masters;
-    pl_actor_options actor = r->config.actor;
-    snprintf(actor.activations, sizeof actor.activations, "%s",
-        r->plan.keep ? "keep" : "recompute"); /* what the plan decided, when it was asked to */
-    r->m.masters = NULL;                      /* taken, also on failure */
-    return pl_trainer_new(&r->trainer, r->m.model, masters, &actor,
-        longest + (int)r->config.data.max_response_length, r->config.trainer.total_training_steps,
-        &r->log, err);
-}
-
-static pl_status open_run(run *r, int dry_run, pl_error *err)
-{
-    const cli_model_options mo = {.path = r->config.rollout.model_path,
-        .isa = r->config.trainer.isa,
-        .threads = r->config.trainer.threads,
-        .with_backward = 1};
-
-    pl_status st = cli_model_open(&r->m, &mo, &r->log, err);
-    if (st == PL_OK)
-        st = open_data(r, err);
-    if (st == PL_OK)
-        st = check_context(r, err);
-    if (st != PL_OK)
-        return st;
-    describe(r);
-    run_plan_make(&r->config, pl_source_arch(r->m.source), longest_prompt(r),
-        pl_team_size(r->m.team), &r->plan);
-    run_plan_print(&r->plan, stdout);
-    fflush(stdout);
-    if (dry_run)
-        return PL_OK;
-    st = run_plan_check(&r->plan, err);
-    if (st == PL_OK)
-        st = lock_directory(r, err);
-    if (st == PL_OK)
-        st = open_engine_and_trainer(r, err);
-    if (st == PL_OK)
-        st = resume(r, err);
-    if (st == PL_OK)
-        st = run_config_write(&r->config, err);
-    if (st == PL_OK)
-        st = pl_metrics_open(&r->metrics, run_dir(r), r->saved_step, err);
-    r->prompts = calloc((size_t)r->config.data.train_batch_size, sizeof *r->prompts);
-    r->held_out = calloc((size_t)(r->val ? r->val->n : 1), sizeof *r->held_out);
-    if (st == PL_OK && (!r->prompts || !r->held_out))
-        st = pl_fail(err, PL_E_NOMEM, "no memory for the prompts of a step");
-    return st;
-}
-
-/* ---- evaluation ---- */
-
-static run_sampling held_out_sampling(const run *r)
-{
-    return (run_sampling){.temperature = (float)r->config.rollout.val_temperature,
-        .top_p = 1,
-        .max_tokens = (int)r->config.data.max_response_length,
-        .seed = (uint64_t)r->config.rollout.seed,
-        .purpose = PL_NOISE_EVAL};
-}
-
-/* n_prompts held-out prompts, the same noise at every call. */
-static pl_status evaluate(run *r, int n_prompts, const char *phase, pl_error *err)
-{
-    const run_sampling s = held_out_sampling(r);
-
-    for (int i = 0; i < n_prompts; i++)
-        r->held_out[i] = &r->val->prompts[i];
-    r->eval.prompts = r->held_out;
-    r->eval.n_groups = n_prompts;
-    r->eval.n = (int)r->config.rollout.val_n;
-    r->eval.first_uid = 0;
-    r->eval.report = &r->report;
-    r->eval.phase = phase;
-    return run_batch_collect(&r->eval, r->engine, r->m.tokenizer, &s, err);
-}
-
-static pl_status record_evaluation(run *r, double reward, pl_error *err)
-{
-    char name[64];
-    snprintf(name, sizeof name, "val-core/held_out/reward/mean@%lld",
-        (long long)r->config.rollout.val_n);
-    const pl_metric m[] = {{name, reward}, {"timing_s/testing", r->eval.seconds}};
-    return pl_metrics_put(r->metrics, r->state.step, m, 2, err);
-}
-
-static pl_status evaluate_all(run *r, double *reward, pl_error *err)
-{
-    *reward = NAN;
-    if (!r->val)
-        return PL_OK;
-    const pl_status st = evaluate(r, r->val->n, "held out", err);
-    if (st != PL_OK)
-        return st;
-    *reward = run_batch_reward(&r->eval);
-    return record_evaluation(r, *reward, err);
-}
-
-/* ---- a step ---- */
-
-static int stop_asked(void *ctx)
-{
-    (void)ctx;
-    return cli_stop;
-}
-
-static void update_progress(void *ctx, double done)
-{
-    const run *r = ctx;
-    run_progress(&r->report, "update", done, "");
-}
-
-static void add_stats(pl_engine_stats *sum, const pl_engine_stats *s)
-{
-    sum->n_emitted += s->n_emitted;
-    sum->n_verify_steps += s->n_verify_steps;
-    sum->n_draft += s->n_draft;
-    sum->n_accepted += s->n_accepted;
-    sum->n_rounds += s->n_rounds;
-}
-
-static void print_step(run *r, const pl_step_stats *u)
-{
-    const run_lengths l = run_measure_lengths(&r->batch);
-    const run_step_line line = {.step = r->state.step,
-        .total = r->config.trainer.total_training_steps,
-        .reward = run_batch_reward(&r->batch),
-        .length_mean = l.mean,
-        .length_max = l.max,
-        .rate = (double)r->batch.stats.n_emitted / r->batch.seconds,
-        .acceptance = run_acceptance_length(&r->batch.stats),
-        .rollout_s = r->batch.seconds,
-        .update_s = u->update_s};
-    run_print_step(&line, r->n_lines++ % 20 == 0);
-}
-
-static pl_status roll_out(run *r, pl_error *err)
-{
-    const run_rollout_options *o = &r->config.rollout;
-    const run_sampling s = {.temperature = (float)o->temperature,
-        .top_p = (float)o->top_p,
-        .min_p = (float)o->min_p,
-        .top_k = (int)o->top_k,
-        .ignore_eos = o->ignore_eos,
-        .max_tokens = (int)r->config.data.max_response_length,
-        .seed = (uint64_t)o->seed,
-        .purpose = PL_NOISE_SAMPLE};
-    const int n = (int)r->config.data.train_batch_size;
-
-    if (((uint64_t)r->state.next_group + (uint64_t)n) * (uint64_t)o->n > UINT32_MAX)
-        return pl_fail(err, PL_E_INVAL,
-            "this run has used all 2^32 sample ids: begin another one with another rollout.seed");
-    for (int i = 0; i < n; i++)
-        r->prompts[i] = &r->train->prompts[pl_dataset_order(
-            r->train, r->state.next_group + i, r->config.data.shuffle, r->config.data.seed)];
-    r->batch.prompts = r->prompts;
-    r->batch.n_groups = n;
-    r->batch.n = (int)o->n;
-    r->batch.first_uid = (uint32_t)((uint64_t)r->state.next_group * (uint64_t)o->n);
-    r->batch.report = &r->report;
-    r->batch.phase = "rollout";
-    return run_batch_collect(&r->batch, r->engine, r->m.tokenizer, &s, err);
-}
-
-/* A failed one is said, and the run goes on: the one before it is whole. */
-static void checkpoint(run *r)
-{
-    const double t0 = run_seconds();
-    pl_error lost = {0};
-    pl_status st = save(r, &lost);
-
-    if (st == PL_OK) {
-        const pl_metric m = {"timing_s/save_checkpoint", run_seconds() - t0};
-        st = pl_metrics_put(r->metrics, r->state.step, &m, 1, &lost);
-    }
-    if (st != PL_OK)
-        pl_log_error(&r->log, "checkpoint of step %lld: %s; the one before it is whole, continuing",
-            (long long)r->state.step, lost.msg);
-}
-
-static pl_status run_step(run *r, pl_error *err)
-{
-    const double t0 = run_seconds();
-    const int64_t step = r->state.step + 1, freq = r->config.trainer.save_freq;
-    pl_step_stats u;
-
-    /* 1. Rollouts of the next groups under the current policy. */
-    pl_status st = roll_out(r, err);
-    if (st != PL_OK)
-        return st;
-    add_stats(&r->totals, &r->batch.stats);
-
-    /* 2. Advantages, loss, update: from here on the step is finished, signal or not. */
-    st = pl_trainer_step(r->trainer, step, r->batch.samples, r->batch.n_groups, r->batch.n,
-        update_progress, stop_asked, r, &u, err);
-    run_progress_clear(&r->report);
-    if (st != PL_OK)
-        return st;
-    const uint32_t rolled_out_by = r->state.policy_version;
-    r->state.step = step;
-    r->state.next_group += r->batch.n_groups;
-    r->state.policy_version++;
-    st = pl_engine_new_version(r->engine, r->state.policy_version, err);
-
-    /* 3. Records, then the checkpoint; a failed one is said and the run goes on. */
-    if (st == PL_OK)
-        st = pl_rollouts_write(
-            run_dir(r), step, r->batch.samples, r->batch.n_groups * r->batch.n, rolled_out_by, err);
-    if (st == PL_OK)
-        st = run_record_step(r->metrics, step, &r->batch, &u, run_seconds() - t0, err);
-    print_step(r, &u);
-    if (st != PL_OK || (freq > 0 && step % freq == 0))
-        checkpoint(r);
-    return st;
-}
-
-/* ---- closing ---- */
-
-static int same_response(const pl_response *a, const pl_response *b)
-{
-    return a->n_tokens == b->n_tokens &&
-           memcmp(a->tokens, b->tokens, (size_t)a->n_tokens * sizeof *a->tokens) == 0 &&
-           memcmp(a->logprobs, b->logprobs, (size_t)a->n_tokens * sizeof *a->logprobs) == 0;
-}
-
-/* Held-out prompts with and without speculation, outputs compared. */
-static pl_status compare(run *r, run_comparison *c, pl_error *err)
-{
-    run_batch on;
-    int n = (int)r->config.trainer.compare_prompts;
-
-    memset(c, 0, sizeof *c);
-    if (!r->val || n == 0 || !r->config.speculative.enable)
-        return PL_OK;
-    n = n < r->val->n ? n : r->val->n;
-    pl_status st = evaluate(r, n, "with", err);
-    if (st != PL_OK)
-        return st;
-    on = r->eval;
-    memset(&r->eval, 0, sizeof r->eval);
-    pl_engine_set_speculative(r->engine, 0);
-    st = evaluate(r, n, "without", err);
-    pl_engine_set_speculative(r->engine, 1);
-    if (st == PL_OK) {
-        c->n_samples = n * on.n;
-        c->n_tokens = on.n_tokens;
-        c->on_s = on.seconds;
-        c->off_s = r->eval.seconds;
-        c->acceptance = run_acceptance_length(&on.stats);
-        for (int i = 0; i < c->n_samples; i++)
-            c->n_different += !same_response(&on.responses[i], &r->eval.responses[i]);
-    }
-    run_batch_done(&on);
-    return st;
-}
-
-static pl_status finish_run(run *r, pl_error *err)
-{
-    run_comparison c;
-    double after;
-
-    pl_status st = save(r, err);
-    if (st == PL_OK)
-        st = evaluate_all(r, &after, err);
-    if (st == PL_OK)
-        st = compare(r, &c, err);
-    if (st != PL_OK)
-        return st;
-    run_print_closing(r->state.val_before, after, &r->totals, &c);
-    printf("  %-34s %8.1f s\n  %-34s %s/checkpoints/global_step_%lld/policy\n", "wall clock",
-        run_seconds() - r->report.t0, "policy", run_dir(r), (long long)r->state.step);
-    if (c.n_different > 0)
-        return pl_fail(err, PL_E_NUMERIC,
-            "speculation changed %d of %d samples: law 1 is broken on this machine", c.n_different,
-            c.n_samples);
-    return PL_OK;
-}
-
-static pl_status train(run *r, pl_error *err)
-{
-    const int64_t total = r->config.trainer.total_training_steps;
-    const int64_t test_freq = r->config.trainer.test_freq;
-    double reward;
-    pl_status st = PL_OK;
-
-    if (r->state.step == 0 && r->config.trainer.val_before_train && r->val) {
-        st = evaluate_all(r, &r->state.val_before, err);
-        if (st == PL_OK)
-            printf("held-out reward before training: %.3f (%d samples, %.1f s)\n\n",
-                r->state.val_before, r->eval.n_groups * r->eval.n, r->eval.seconds);
-    }
-    while (st == PL_OK && r->state.step < total) {
-        st = run_step(r, err);
-        if (st == PL_OK && cli_stop)
-            st = pl_fail(err, PL_E_STOPPED, "stopped by a signal");
-        if (st == PL_OK && test_freq > 0 && r->state.step % test_freq == 0 &&
-            r->state.step < total) {
-            st = evaluate_all(r, &reward, err);
-            if (st == PL_OK)
-                printf("held-out reward after step %lld: %.3f\n", (long long)r->state.step, reward);
-        }
-    }
-    return st == PL_OK ? finish_run(r, err) : st;
-}
-
-/* The last whole step is kept when the run is cut short. */
-static pl_status stopped(run *r, pl_error *err)
-{
-    pl_error lost = {0};
-
-    run_progress_clear(&r->report);
-    if (r->state.step == 0)
-        return pl_fail(err, PL_E_STOPPED, "stopped before the first step was done; run it again");
-    if (save(r, &lost) != PL_OK)
-        return pl_fail(err, lost.code, "stopped after step %lld, whose checkpoint failed: %s",
-            (long long)r->state.step, lost.msg);
-    return pl_fail(err, PL_E_STOPPED,
-        "stopped after step %lld, checkpointed: the same command continues there",
-        (long long)r->state.step);
-}
-
-static void close_run(run *r)
-{
-    run_batch_done(&r->batch);
-    run_batch_done(&r->eval);
-    pl_metrics_close(r->metrics);
-    pl_trainer_free(r->trainer);
-    pl_engine_free(r->engine);
-    pl_dataset_free(r->train);
-    pl_dataset_free(r->val);
-    free(r->prompts);
-    free(r->held_out);
-    cli_model_close(&r->m);
-    if (r->lock_fd >= 0)
-        close(r->lock_fd);
-}
-
-static void print_config(const run *r, int with_help)
+static void print_config(const run_config *c, int with_help)
 {
     pl_config_section sections[RUN_SECTIONS];
-    run_config copy = r->config;
+    run_config copy = *c;
     run_config_sections(&copy, sections);
     pl_config_dump(sections, RUN_SECTIONS, with_help, stdout);
 }
 
 int cmd_run(int argc, char **argv)
 {
-    run r = {.log = {PL_LOG_INFO, STDERR_FILENO, isatty(STDERR_FILENO)},
-        .report = {.is_tty = isatty(STDERR_FILENO), .t0 = run_seconds()},
-        .lock_fd = -1};
+    const double t0 = run_seconds();
+    run_config config;
+    run_supervise_options wire = {0};
     int dry_run = 0, help_config = 0, n, helped;
     const cli_option options[] = {
         {"dry-run", CLI_FLAG, &dry_run, 0, 0, NULL,
             "print the resolved config and the memory plan"},
         {"help-config", CLI_FLAG, &help_config, 0, 0, NULL, "every key, its range and its default"},
+        {"listen", CLI_STRING, &wire.listen, 0, 0, "ADDRESS",
+            "let workers of other machines join, at tcp://HOST:PORT (wants --keys)"},
+        {"keys", CLI_STRING, &wire.keys, 0, 0, "DIR", "keys of paceline keygen"},
         {0},
     };
     pl_error err = {0};
@@ -567,26 +34,61 @@ int cmd_run(int argc, char **argv)
     if (st == PL_OK && helped)
         return 0;
     if (st == PL_OK && help_config) {
-        st = run_config_load(&r.config, NULL, NULL, 0, &err);
-        print_config(&r, 1);
+        st = run_config_load(&config, NULL, NULL, 0, &err);
+        print_config(&config, 1);
         return st == PL_OK ? 0 : cli_report(&err);
     }
     if (st == PL_OK && n < 1)
         st = pl_fail(&err, PL_E_USAGE, "run wants a config file, as configs/quickstart.yaml");
     if (st == PL_OK)
-        st = run_config_load(&r.config, argv[1], argv + 2, n - 1, &err);
+        st = run_config_load(&config, argv[1], argv + 2, n - 1, &err);
+    if (st == PL_OK && wire.listen && config.rollout.num_workers == 0)
+        st = pl_fail(&err, PL_E_CONFIG,
+            "--listen wants worker processes: set rollout.num_workers to 1 or more");
+    if (st == PL_OK && wire.listen && !wire.keys)
+        st = pl_fail(
+            &err, PL_E_USAGE, "--listen wants --keys DIR: make them with paceline keygen DIR");
     if (st != PL_OK)
         return cli_report(&err);
-    cli_catch_signals();
+    cli_catch_signals(0);
     if (dry_run)
-        print_config(&r, 0);
-    st = open_run(&r, dry_run, &err);
-    if (st == PL_OK && !dry_run)
-        st = train(&r, &err);
-    if (st == PL_E_STOPPED)
-        st = stopped(&r, &err);
-    if (st == PL_OK)
-        st = cli_flush(&err);
-    close_run(&r);
-    return st == PL_OK ? 0 : cli_report(&err);
+        print_config(&config, 0);
+    if (config.rollout.num_workers == 0 || dry_run)
+        return run_loop(&config, t0, dry_run, 0);
+    config.wire = wire;
+    return run_supervise(&config);
+}
+
+/* The policy trainer's process, started by run_supervise: its stdout is the table of steps. */
+int cmd_trainer(int argc, char **argv)
+{
+    const double t0 = run_seconds();
+    const char *connect = NULL;
+    run_config config;
+    run_supervise_options wire = {0};
+    char path[PL_CONFIG_STR + 16];
+    int n, helped;
+    const cli_option options[] = {
+        {"connect", CLI_STRING, &connect, 0, 0, "RUN_DIR", "the run"},
+        {"listen", CLI_STRING, &wire.listen, 0, 0, "ADDRESS", "as of paceline run"},
+        {"keys", CLI_STRING, &wire.keys, 0, 0, "DIR", "as of paceline run"},
+        {0},
+    };
+    pl_error err = {0};
+
+    pl_status st = cli_parse(argc, argv, "trainer --connect RUN_DIR", options, &n, &helped, &err);
+    if (st == PL_OK && helped)
+        return 0;
+    if (st == PL_OK && (!connect || n > 0 || strlen(connect) >= PL_CONFIG_STR))
+        st = pl_fail(&err, PL_E_USAGE, "trainer wants --connect RUN_DIR: paceline run starts it");
+    if (st == PL_OK) {
+        snprintf(path, sizeof path, "%s/config.yaml", connect);
+        st = run_config_load(&config, path, NULL, 0, &err);
+    }
+    if (st != PL_OK)
+        return cli_report(&err);
+    snprintf(config.trainer.default_local_dir, PL_CONFIG_STR, "%s", connect);
+    config.wire = wire;
+    cli_catch_signals(1);
+    return run_loop(&config, t0, 0, 1);
 }

@@ -4,8 +4,10 @@
 
 #include "cli/cli.h"
 #include "core/json.h"
+#include "ipc/ipc.h"
 #include "monitor/monitor.h"
 #include "rollout/rollout.h"
+#include "trainer/reward_command.h"
 #include "trainer/trainer.h"
 
 /* ---- configuration: sections of the modules and those of the run itself ---- */
@@ -13,6 +15,7 @@
 typedef struct run_rollout_options { /* actor_rollout_ref.rollout.*, actor_rollout_ref.model.* */
     char model_path[PL_CONFIG_STR];
     int64_t n, top_k, seed, max_num_seqs, max_rows, num_workers, val_n;
+    int64_t heartbeat_timeout;
     double temperature, top_p, min_p, val_temperature;
     int ignore_eos;
 } run_rollout_options;
@@ -26,10 +29,16 @@ typedef struct run_speculative_options { /* speculative.* */
 
 typedef struct run_trainer_options { /* trainer.* */
     int64_t total_training_steps, save_freq, test_freq, max_ckpt_to_keep, threads, compare_prompts;
+    int64_t stall_seconds;
+    double audit;
     int val_before_train;
     char default_local_dir[PL_CONFIG_STR], experiment_name[PL_CONFIG_STR];
     char resume_mode[PL_CONFIG_STR], isa[PL_CONFIG_STR];
 } run_trainer_options;
+
+typedef struct run_supervise_options {
+    const char *listen, *keys; /* NULL: this machine only */
+} run_supervise_options;
 
 typedef struct run_config {
     pl_data_options data;
@@ -37,26 +46,43 @@ typedef struct run_config {
     pl_actor_options actor;
     run_speculative_options speculative;
     run_trainer_options trainer;
+    pl_reward_options reward;
+    run_supervise_options wire; /* of the command line, not of the file */
 } run_config;
 
-enum { RUN_SECTIONS = 5 };
+enum { RUN_SECTIONS = 6 };
 void run_config_sections(run_config *c, pl_config_section sections[RUN_SECTIONS]);
 /* Defaults, file (NULL: none), overrides; then what one key alone cannot tell. */
 pl_status run_config_load(
     run_config *c, const char *path, char *const *overrides, int n, pl_error *err);
+/* A resolved one from memory; name stands in messages. */
+pl_status run_config_parse(
+    run_config *c, const char *text, size_t n_bytes, const char *name, pl_error *err);
 /* Write RUN/config.yaml, resolved. */
 pl_status run_config_write(const run_config *c, pl_error *err);
 /* Hash of the keys that decide the bits of the weights, besides code and numeric class. */
 uint64_t run_config_hash(const run_config *c);
 /* The same of the prompts themselves, not of their file's name. */
 uint64_t run_data_hash(const pl_dataset *d);
-/* The engine's options that the configuration asks for, with max_ctx for the longest prompt. */
-void run_engine_options(const run_config *c, int longest_prompt, pl_engine_options *o);
+/* The engine's options that the configuration asks for. */
+void run_engine_options(const run_config *c, int max_ctx, pl_engine_options *o);
+
+/* ---- prompts ---- */
+
+typedef struct run_data {
+    pl_dataset *train, *val; /* val NULL: nothing held out */
+} run_data;
+/* Errors: those of pl_dataset_open; PL_E_CONFIG (no such verifier; too long for n_ctx). */
+pl_status run_data_open(
+    run_data *d, const run_config *c, const pl_tokenizer *tok, int n_ctx, pl_error *err);
+void run_data_close(run_data *d);
+int run_data_longest(const run_data *d); /* prompt, tokens */
 
 /* ---- memory ---- */
 
 typedef struct run_plan {
-    size_t weights, optimizer, gradients, activations, reference, passes, other, total;
+    size_t weights, optimizer, gradients, activations, reference, passes, workers, other, total;
+    int n_workers;
     int keep; /* activations */
 } run_plan;
 void run_plan_make(
@@ -94,13 +120,18 @@ void run_print_closing(
 
 /* ---- rollouts ---- */
 
+/* What a batch is for; kind << 32 | step is its id: a batch once rolled out stays known by it. */
+typedef enum run_kind { RUN_TRAIN, RUN_EVAL, RUN_COMPARE_ON, RUN_COMPARE_OFF } run_kind;
+
 /* One batch of responses, kept in uid order. */
 typedef struct run_batch {
+    uint64_t id;
     const pl_prompt **prompts; /* [n_groups] */
     int n_groups, n;           /* samples a group */
     uint32_t first_uid;
-    pl_response *responses; /* [n_groups * n] owned */
+    pl_response *responses; /* [n_groups * n] owned; tokens NULL: not there yet */
     pl_sample *samples;     /* [n_groups * n] */
+    unsigned char *marks;   /* [n_groups * n] how the reward came about: pl_reward_mark */
     int n_done;
     int64_t n_tokens; /* so far */
     double seconds;
@@ -114,17 +145,64 @@ typedef struct run_batch {
 
 typedef struct run_sampling {
     float temperature, top_p, min_p;
-    int top_k, max_tokens, ignore_eos;
+    int top_k, max_tokens, ignore_eos, speculative;
     uint64_t seed;
     uint32_t purpose;
 } run_sampling;
 
-/* Generate n samples of each prompt, decode and score them.  Errors: PL_E_STOPPED after a signal;
- * those of the engine and of the rewards. */
-pl_status run_batch_collect(
-    run_batch *b, pl_engine *e, const pl_tokenizer *tok, const run_sampling *s, pl_error *err);
+/* What the suffix drafter knows a prompt by across epochs.  0 for held-out samples, which repeat
+ * with the same noise: a drafter that remembered the last evaluation would know the answers, and
+ * its figures would say nothing. */
+uint64_t run_prompt_key(const pl_prompt *p, const run_sampling *s);
+/* Make an empty batch of its groups, n and first_uid. */
+pl_status run_batch_begin(run_batch *b, pl_error *err);
+/* Keep a copy of a response.  Errors: PL_E_NOMEM. */
+pl_status run_batch_keep(run_batch *b, const pl_response *r, pl_error *err);
+/* Drop sample i, to be had again. */
+void run_batch_forget(run_batch *b, int i);
 void run_batch_done(run_batch *b);
 double run_batch_reward(const run_batch *b);
+
+/* Decodes finished samples and has them scored: by the built-in verifier of their data_source at
+ * once, or by reward.command beside the rollout. */
+typedef struct run_scorer {
+    const pl_tokenizer *tokenizer;
+    pl_rewarder *rewarder; /* NULL: built-in verifiers */
+    run_batch *batch;      /* whose samples come back */
+    /* Called for each sample i of the batch whose reward is known. */
+    pl_status (*scored)(void *ctx, int i, pl_error *err);
+    void *ctx;
+    pl_error err; /* of a callback */
+} run_scorer;
+pl_status run_decode(run_scorer *s, int i, pl_error *err); /* without scoring */
+pl_status run_score(run_scorer *s, int i, pl_error *err);
+/* Take what reward.command has answered, waiting at most timeout_ms. */
+pl_status run_score_poll(run_scorer *s, int timeout_ms, pl_error *err);
+
+/* Where rollouts come from: the engine of this process, or workers behind the coordinator. */
+typedef struct run_source {
+    void *self;
+    /* The weights with which the run begins (or goes on) are those of the model. */
+    pl_status (*begin)(void *self, uint32_t version, pl_error *err);
+    /* Generate n samples of each prompt and score them: fills what is missing in b.  Errors:
+     * PL_E_STOPPED after a signal; those of the engine, the peers and the rewards. */
+    pl_status (*collect)(void *self, run_batch *b, const run_sampling *s, pl_error *err);
+    /* The audit disproved the samples whose audit is not PL_AUDIT_OK: drop them, to be collected
+     * again.  NULL: that cannot be helped. */
+    pl_status (*refuse)(void *self, run_batch *b, pl_error *err);
+    /* Step was trained on b: from now on the policy is version. */
+    pl_status (*consume)(
+        void *self, int64_t step, const run_batch *b, uint32_t version, pl_error *err);
+    void (*checkpointed)(void *self, int64_t step);
+    void (*alive)(void *self); /* called now and then during an update */
+    pl_status (*finish)(void *self, int64_t step, pl_error *err); /* the run is complete */
+    void (*close)(void *self);
+} run_source;
+
+pl_status run_local_open(run_source *out, const run_config *c, const cli_model *m,
+    int longest_prompt, run_scorer *scorer, const pl_log *log, pl_error *err);
+pl_status run_remote_open(run_source *out, const run_config *c, const cli_model *m,
+    const float *masters, int longest_prompt, run_scorer *scorer, const pl_log *log, pl_error *err);
 
 /* ---- figures ---- */
 
@@ -139,5 +217,46 @@ double run_acceptance_length(const pl_engine_stats *s);
 /* One line of metrics.jsonl. */
 pl_status run_record_step(pl_metrics *metrics, int64_t step, const run_batch *b,
     const pl_step_stats *u, double step_s, pl_error *err);
+
+/* ---- the loop, and the processes ---- */
+
+/* The steps of a run, from the first to the closing table.  is_remote: rollouts come from workers
+ * (this is the policy trainer's process). */
+int run_loop(const run_config *c, double t0, int dry_run, int is_remote);
+
+/* rollout.num_workers processes, the coordinator and the trainer: started, restarted when a signal
+ * killed them, stopped.  Returns the exit code. */
+int run_supervise(const run_config *c);
+
+/* A directory is one run's, and each of its processes is there once: flock on RUN/name.  *fd is
+ * closed with the process.  Errors: PL_E_PEER when another process holds it. */
+pl_status run_lock(const char *run_dir, const char *name, int *fd, pl_error *err);
+/* 1 when some process holds RUN/name. */
+int run_is_locked(const char *run_dir, const char *name);
+/* Process id of who holds it; 0: nobody. */
+int run_locked_by(const char *run_dir, const char *name);
+/* Lock RUN, which must be a run's directory or free for one. */
+pl_status run_lock_directory(const char *run_dir, int *fd, pl_error *err);
+
+/* Where the coordinator of RUN listens; out [n].  Waits for it at most patience_s.  Errors:
+ * PL_E_PEER. */
+pl_status run_find_coordinator(
+    const char *run_dir, double patience_s, char *out, size_t n, pl_error *err);
+/* Where it is to listen: a socket in RUN, or elsewhere when that path is too long for one. */
+pl_status run_coordinator_address(const char *run_dir, char *out, size_t n, pl_error *err);
+/* Where the trainer serves weights: beside the coordinator, or on the host of listen. */
+pl_status run_weights_address(
+    const char *run_dir, const char *listen, char *out, size_t n, pl_error *err);
+/* path as an absolute one.  Errors: PL_E_INVAL when it does not fit. */
+pl_status run_absolute(const char *path, char *out, size_t n, pl_error *err);
+/* The boot id: equal for processes of one machine. */
+void run_host(char out[64]);
+
+/* Load DIR/model.safetensors into a model and check that it is the content that root names
+ * (load.c); keep_alive (may be NULL) is called by this thread every some 30 ms.  After any error
+ * the weights are a mixture: load again before the model runs.  Errors: those of pl_source_open and
+ * pl_model_load; PL_E_FORMAT when it is another content. */
+pl_status run_load_checked(pl_model *m, const char *dir, const pl_hash *root,
+    void (*keep_alive)(void *), void *ctx, pl_error *err);
 
 #endif

@@ -27,8 +27,11 @@ static const pl_config_key rollout_keys[] = {
         "samples decoded at once"},
     {ROLLOUT "max_num_batched_tokens", R(max_rows), PL_INT, 64, 65536, "256", NULL,
         "rows of one pass: prefill, decode and drafts together"},
-    {ROLLOUT "num_workers", R(num_workers), PL_INT, 0, 0, "0", NULL,
-        "worker processes; 0: in this process (the only form of this version)"},
+    {ROLLOUT "num_workers", R(num_workers), PL_INT, 0, 1024, "0", NULL,
+        "worker processes, each with its share of the cores; 0: rollouts in the trainer's process"},
+    {ROLLOUT "heartbeat_timeout", R(heartbeat_timeout), PL_INT, 1, 3600, "5", NULL,
+        "seconds of silence after which a worker's samples go elsewhere; a worker says nothing "
+        "during a pass of the model, so more than the longest of those"},
     {ROLLOUT "ignore_eos", R(ignore_eos), PL_BOOL, 0, 0, "false", NULL,
         "go on after the end token (benches)"},
     {ROLLOUT "val_kwargs.n", R(val_n), PL_INT, 1, 4096, "4", NULL, "samples of a held-out prompt"},
@@ -75,6 +78,10 @@ static const pl_config_key trainer_keys[] = {
         "names the run"},
     {"trainer.compare_prompts", T(compare_prompts), PL_INT, 0, 65536, "8", NULL,
         "held-out prompts that are generated with and without speculation at the end; 0: none"},
+    {"trainer.audit", T(audit), PL_FLOAT, 0, 1, "1.0", NULL,
+        "share of the rollouts' tokens that the trainer draws anew from its own logits"},
+    {"trainer.stall_seconds", T(stall_seconds), PL_INT, 0, 1e6, "60", NULL,
+        "say what is awaited when nothing has moved for so long; 0: never"},
     {"trainer.threads", T(threads), PL_INT, 0, 1024, "0", NULL, "0: one a core"},
     {"trainer.isa", T(isa), PL_ENUM, 0, 0, "auto", "auto|amx|avx512|avx2|ref", "backend"},
     {NULL, 0, PL_INT, 0, 0, NULL, NULL, NULL},
@@ -96,6 +103,7 @@ void run_config_sections(run_config *c, pl_config_section sections[RUN_SECTIONS]
         {pl_actor_keys, &c->actor},
         {speculative_keys, &c->speculative},
         {trainer_keys, &c->trainer},
+        {pl_reward_keys, &c->reward},
     };
     memcpy(sections, all, sizeof all);
 }
@@ -135,6 +143,17 @@ static pl_status check(const run_config *c, pl_error *err)
     return PL_OK;
 }
 
+pl_status run_config_parse(
+    run_config *c, const char *text, size_t n_bytes, const char *name, pl_error *err)
+{
+    pl_config_section sections[RUN_SECTIONS];
+
+    memset(c, 0, sizeof *c);
+    run_config_sections(c, sections);
+    const pl_status st = pl_config_parse(sections, RUN_SECTIONS, aliases, text, n_bytes, name, err);
+    return st == PL_OK ? check(c, err) : st;
+}
+
 pl_status run_config_load(
     run_config *c, const char *path, char *const *overrides, int n, pl_error *err)
 {
@@ -152,7 +171,7 @@ pl_status run_config_load(
     return check(c, err);
 }
 
-void run_engine_options(const run_config *c, int longest_prompt, pl_engine_options *o)
+void run_engine_options(const run_config *c, int max_ctx, pl_engine_options *o)
 {
     const char *controller = c->speculative.controller;
     int steps = 0, topk = 0, verify = 0;
@@ -162,7 +181,7 @@ void run_engine_options(const run_config *c, int longest_prompt, pl_engine_optio
     o->max_rows = (int)c->rollout.max_rows;
     if (o->max_rows < o->max_num_seqs)
         o->max_rows = o->max_num_seqs;
-    o->max_ctx = longest_prompt + (int)c->data.max_response_length;
+    o->max_ctx = max_ctx;
     o->prefault = 1;
     o->speculative = c->speculative.enable;
     o->max_spec_rows = (int)c->speculative.max_rows;
@@ -217,6 +236,8 @@ uint64_t run_config_hash(const run_config *c)
     if (strcmp(c->actor.lr_scheduler_type, "cosine") == 0) /* it ends at the last step */
         copy.trainer.total_training_steps = c->trainer.total_training_steps;
     copy.rollout.max_num_seqs = copy.rollout.max_rows = copy.rollout.val_n = 0;
+    copy.rollout.num_workers = 0;
+    copy.rollout.heartbeat_timeout = 0;
     copy.rollout.val_temperature = 0;
     memset(copy.data.val_files, 0, sizeof copy.data.val_files);
     memset(copy.data.train_files, 0, sizeof copy.data.train_files); /* their prompts are hashed */

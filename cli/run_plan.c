@@ -33,10 +33,17 @@ void run_plan_make(
     pl_trainer_plan t;
 
     memset(out, 0, sizeof *out);
-    run_engine_options(c, longest_prompt, &o);
+    run_engine_options(c, max_len, &o);
     out->weights = pl_model_plan(a, 1);
-    out->passes = pl_engine_plan(a, &o, n_threads);
-    const size_t taken = out->weights + out->passes + OTHER_BYTES;
+    out->n_workers = (int)c->rollout.num_workers;
+    if (out->n_workers == 0)
+        out->passes = pl_engine_plan(a, &o, n_threads);
+    else /* each has weights of its own, and its share of the threads */
+        out->workers =
+            (size_t)out->n_workers *
+            (pl_model_plan(a, 0) + OTHER_BYTES +
+                pl_engine_plan(a, &o, (n_threads + out->n_workers - 1) / out->n_workers));
+    const size_t taken = out->weights + out->passes + out->workers + OTHER_BYTES;
     pl_trainer_plan_get(
         a, &c->actor, max_len, n_threads, available > taken ? available - taken : 0, &t);
     out->optimizer = t.masters + t.moments;
@@ -46,7 +53,7 @@ void run_plan_make(
     out->keep = t.keep;
     out->other = OTHER_BYTES;
     out->total = out->weights + out->optimizer + out->gradients + out->activations +
-                 out->reference + out->passes + out->other;
+                 out->reference + out->passes + out->workers + out->other;
 }
 
 static void line(FILE *out, const char *what, size_t n, const char *note)
@@ -66,6 +73,12 @@ void run_plan_print(const run_plan *p, FILE *out)
                 : "of one micro-batch, layers computed again in the backward");
     line(out, "reference policy", p->reference, "bf16");
     line(out, "rollout engine", p->passes, "KV pages and the workspace of a pass");
+    if (p->n_workers > 0) {
+        char note[64];
+        snprintf(note, sizeof note, "%d of them: weights, KV pages, the workspace of a pass",
+            p->n_workers);
+        line(out, "rollout workers", p->workers, note);
+    }
     line(out, "other", p->other, "tokenizer, data, responses, suffix automata");
     line(out, "total", p->total, "");
 }

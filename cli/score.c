@@ -238,7 +238,7 @@ int cmd_score(int argc, char **argv)
         return cli_report(&err);
     if (helped)
         return 0;
-    cli_catch_signals();
+    cli_catch_signals(0);
     st = cli_model_open(&s.m, &s.model, &log, &err);
     if (st == PL_OK)
         st = open_pass(&s, &err);

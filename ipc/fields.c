@@ -91,13 +91,13 @@ static const ipc_field lease[] = {
     SAMPLING(lease), U64(lease, prompt_key), SPAN(lease, prompt, 4, MAX_PROMPT),
     SPAN(lease, prefix, 4, MAX_TOKENS), BESIDE(lease, prefix_logprobs, 4, MAX_TOKENS),
     BESIDE(lease, prefix_sources, 1, MAX_TOKENS), U32(lease, draft), U32(lease, accepted),
-    U32(lease, steps),
+    U32(lease, steps), U32(lease, attempt),
 };
 static const ipc_field progress[] = {
     U64(progress, batch), U32(progress, uid), U32(progress, policy_version), U32(progress, pos0),
     SPAN(progress, tokens, 4, MAX_TOKENS), BESIDE(progress, logprobs, 4, MAX_TOKENS),
     BESIDE(progress, sources, 1, MAX_TOKENS), U32(progress, draft), U32(progress, accepted),
-    U32(progress, steps),
+    U32(progress, steps), U32(progress, attempt),
 };
 static const ipc_field result[] = {
     U64(result, batch), U32(result, uid), U32(result, group), U32(result, policy_version),
@@ -105,7 +105,7 @@ static const ipc_field result[] = {
     BESIDE(result, logprobs, 4, MAX_TOKENS), BESIDE(result, sources, 1, MAX_TOKENS),
     U32(result, draft), U32(result, accepted), U32(result, steps), F32(result, temperature),
     STR(result, worker, MAX_NAME), U32(result, has_reward), F32(result, reward),
-    U32(result, reward_mark),
+    U32(result, reward_mark), U32(result, attempt), U64(result, author), U32(result, own),
 };
 static const ipc_field uids[] = {U64(uids, batch), SPAN(uids, uids, 4, MAX_UIDS)};
 static const ipc_field batch[] = {
@@ -114,9 +114,11 @@ static const ipc_field batch[] = {
 };
 static const ipc_field reward[] = {
     U64(reward, batch), U32(reward, uid), F32(reward, score), U32(reward, mark),
+    U32(reward, attempt),
 };
 static const ipc_field refuse[] = {
     U64(refuse, batch), U32(refuse, uid), U32(refuse, code), PROSE(refuse, reason, MAX_REASON),
+    U32(refuse, attempt), U32(refuse, position),
 };
 static const ipc_field consume[] = {
     U64(consume, step), U64(consume, batch), U32(consume, n_samples), HASH(consume, samples),

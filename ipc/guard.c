@@ -186,7 +186,7 @@ static int look_at(guard *g, int fd, uint64_t limit)
 }
 
 /* Say it when no file can be opened any more: libzmq's thread then tries to accept as fast as it
- * can and tells nobody.  (Its event ACCEPT_FAILED comes 400,000 times a second, hence not that.) */
+ * can and tells nobody.  (Its event ACCEPT_FAILED comes 40,000 times a second, hence not that.) */
 static void check_files(guard *g, int64_t now)
 {
     if (now - g->counted_ms < FILES_MS)

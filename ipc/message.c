@@ -46,25 +46,28 @@ pl_status pl_socket_send(pl_socket *s, const pl_peer *peer, const pl_msg *m, pl_
 
 /* ---- forgetting ---- */
 
-static int is_dropped(const pl_socket *s, const pl_peer *peer)
+static const socket_dropped *find_dropped(const pl_socket *s, const pl_peer *peer)
 {
     const uint64_t n = s->n_dropped < SOCKET_DROPPED ? s->n_dropped : SOCKET_DROPPED;
 
     for (uint64_t i = 0; i < n; i++)
-        if (memcmp(&s->dropped[i], peer, sizeof *peer) == 0)
-            return 1;
-    return 0;
+        if (memcmp(&s->dropped[i].peer, peer, sizeof *peer) == 0)
+            return &s->dropped[i];
+    return NULL;
 }
 
 void pl_socket_drop(pl_socket *s, const pl_peer *peer)
 {
-    if (s->is_server && !is_dropped(s, peer))
-        s->dropped[s->n_dropped++ % SOCKET_DROPPED] = *peer;
+    if (s->is_server && !find_dropped(s, peer))
+        s->dropped[s->n_dropped++ % SOCKET_DROPPED] = (socket_dropped){*peer, socket_now_ms()};
 }
 
 /* ---- receiving ---- */
 
-enum { REFUSED_A_CALL = 64 }; /* messages thrown away before a call without patience returns */
+enum {
+    REFUSED_A_CALL = 64, /* messages thrown away before a call without patience returns */
+    GOODBYE_MS = 200     /* for what was said last to a dropped peer, the reason */
+};
 
 typedef enum arrival {
     ARRIVAL_NONE,    /* nothing there */
@@ -127,19 +130,22 @@ static arrival take_frames(pl_socket *s, pl_peer *from, pl_error *err)
         s->is_draining = n == 3;
     }
     const int known = !s->is_server || is_peer(&s->id);
+    const socket_dropped *dropped = NULL;
     if (known && s->is_server)
         memcpy(from, zmq_msg_data(&s->id), sizeof *from);
+    if (known && s->is_server)
+        dropped = find_dropped(s, from);
     if (s->is_server && n == 2)
         guard_saw(s->guard, &s->head);
-    if (known && n == 2 && !(s->is_server && is_dropped(s, from)))
+    if (known && n == 2 && !dropped)
         return ARRIVAL_WHOLE;
 
-    /* 1. Cut: a peer that is not ours, one that was told to go, or one that breaks the frames. */
-    const int was_dropped = known && s->is_server && is_dropped(s, from);
-    if (s->is_server)
+    /* 1. Cut: a peer that is not ours, one that was told to go and had the time to hear it, or one
+     * that breaks the frames. */
+    if (s->is_server && (!dropped || n != 2 || socket_now_ms() - dropped->at_ms > GOODBYE_MS))
         guard_cut(s->guard, &s->head);
     drain(s);
-    if (was_dropped)
+    if (dropped)
         return ARRIVAL_REFUSED;
     /* 2. Count, and forget. */
     s->stats.n_malformed++;

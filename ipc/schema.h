@@ -201,6 +201,7 @@ typedef struct pl_msg_progress {
     uint32_t pos0;                     /* response tokens before these */
     pl_span tokens, logprobs, sources; /* i32, f32, u8: the same n */
     uint32_t draft, accepted, steps;   /* spec_ counters after them */
+    uint32_t attempt;                  /* of the LEASE */
 } pl_msg_progress;
 
 typedef struct pl_msg_lease {
@@ -211,6 +212,7 @@ typedef struct pl_msg_lease {
     pl_span prompt;                                  /* i32 */
     pl_span prefix, prefix_logprobs, prefix_sources; /* i32, f32, u8: what is known already */
     uint32_t draft, accepted, steps;                 /* spec_ counters of the prefix */
+    uint32_t attempt; /* refusals of the sample before; a later one replaces an earlier one */
 } pl_msg_lease;
 
 typedef struct pl_msg_result {
@@ -224,6 +226,9 @@ typedef struct pl_msg_result {
     uint32_t has_reward; /* to the trainer: the ledger knows its reward */
     float reward;
     uint32_t reward_mark; /* 0 scored, 1 timed out, 2 failed */
+    uint32_t attempt;     /* with batch and uid: which result */
+    uint64_t author;      /* ledger only: incarnation of worker */
+    uint32_t own;         /* ledger only: tokens from here on are surely its own */
 } pl_msg_result;
 
 typedef struct pl_msg_uids { /* REVOKE, ACK, WANT */
@@ -243,12 +248,15 @@ typedef struct pl_msg_reward {
     uint32_t uid;
     float score;
     uint32_t mark;
+    uint32_t attempt; /* of the RESULT that was scored */
 } pl_msg_reward;
 
 typedef struct pl_msg_refuse {
     uint64_t batch;
     uint32_t uid, code; /* what the audit found */
     const char *reason;
+    uint32_t attempt;  /* of the RESULT that is refused */
+    uint32_t position; /* of the fault, in the response; UINT32_MAX: the whole */
 } pl_msg_refuse;
 
 typedef struct pl_msg_consume {

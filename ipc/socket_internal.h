@@ -82,6 +82,11 @@ enum {
     SOCKET_DRAIN_PARTS = 256, /* frames thrown away before a call looks at its deadline */
 };
 
+typedef struct socket_dropped {
+    pl_peer peer;
+    int64_t at_ms;
+} socket_dropped;
+
 struct pl_ipc {
     void *ctx;
     const pl_log *log;
@@ -100,7 +105,7 @@ struct pl_socket {
     pl_bytes out;
     zmq_msg_t id, head, body; /* of the last message */
     guard *guard;             /* of a server */
-    pl_peer *dropped;         /* [SOCKET_DROPPED] of a server */
+    socket_dropped *dropped;  /* [SOCKET_DROPPED] of a server */
     uint64_t n_dropped;       /* so far */
     socket_rate rate;
     pl_socket_stats stats;

@@ -39,6 +39,7 @@ static void free_group(group *g)
         free(g->samples[i].tokens);
         free(g->samples[i].logprobs);
         free(g->samples[i].sources);
+        authors_free(&g->samples[i]);
     }
     free(g->samples);
     free((void *)(uintptr_t)g->m.prompt.data);
@@ -70,6 +71,7 @@ static void forget(pl_coordinator *c, int i)
         leases_revoke_all(c, b);
         c->current = NULL;
     }
+    members_release(c, b->id);
     memmove(
         &c->batches[i], &c->batches[i + 1], (size_t)(c->n_batches - i - 1) * sizeof c->batches[0]);
     c->n_batches--;
@@ -145,7 +147,8 @@ int batches_contradicts(const pl_coordinator *c, const pl_msg_group *m, char *wh
     return 0;
 }
 
-static pl_status new_group(group **out, const pl_msg_group *m, pl_error *err)
+static pl_status new_group(
+    const pl_coordinator *c, group **out, const pl_msg_group *m, pl_error *err)
 {
     group *g = calloc(1, sizeof *g);
     if (!g)
@@ -161,8 +164,11 @@ static pl_status new_group(group **out, const pl_msg_group *m, pl_error *err)
         free_group(g);
         return pl_fail(err, PL_E_NOMEM, "coordinator: no memory for a group of %u", m->n);
     }
-    for (uint32_t i = 0; i < m->n; i++)
+    for (uint32_t i = 0; i < m->n; i++) {
         g->samples[i].uid = m->first_uid + i;
+        /* A trainer that resumed may begin a batch again that was forgotten. */
+        g->samples[i].may_run = c->n_trainers > 1;
+    }
     *out = g;
     return PL_OK;
 }
@@ -194,7 +200,7 @@ pl_status batches_add(pl_coordinator *c, const pl_msg_group *m, int is_durable, 
 {
     batch *b = batches_find(c, m->batch);
     group *g = NULL;
-    pl_status st = new_group(&g, m, err);
+    pl_status st = new_group(c, &g, m, err);
     if (st == PL_OK && !b)
         st = new_batch(c, &b, m, err);
     if (st != PL_OK) {
@@ -302,8 +308,10 @@ void batches_make_current(pl_coordinator *c, batch *b)
 {
     if (c->current == b)
         return;
-    if (c->current)
+    if (c->current) {
         leases_revoke_all(c, c->current);
+        members_release(c, c->current->id); /* if it was audited, its CONSUME has told */
+    }
     c->current = b;
     b->was_complete = 0;
     c->want_grant = 1;

@@ -16,6 +16,7 @@ enum {
     COMMIT_MS = 50,     /* records wait at most so long for their fsync */
     BURST_MAX = 256,    /* messages between two looks at the clock */
     FAREWELL_MS = 2000, /* after STOP or DRAIN: workers have left by then, or are left */
+    PARTING_MS = 100,   /* after STOP without workers: who is just joining hears it too */
     REMOTE_MAX = 4096,  /* peers of the tcp socket that are known */
     N_SOCKETS = 2       /* 0: this machine; 1: others */
 };
@@ -259,7 +260,8 @@ static pl_status run(process *p, pl_error *err)
         if (is_stopped || pl_coordinator_is_done(p->machine)) {
             if (!leaving_ns)
                 leaving_ns = now();
-            if (!has_workers(p) || now() - leaving_ns > FAREWELL_MS * 1000000LL)
+            const int64_t left_ms = (now() - leaving_ns) / 1000000;
+            if (left_ms > (has_workers(p) ? FAREWELL_MS : PARTING_MS))
                 break;
         }
         pl_socket_wait(p->sockets, N_SOCKETS, NULL, 0, WAKE_MS);

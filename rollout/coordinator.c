@@ -159,7 +159,7 @@ static pl_status on_trainer_message(
     case PL_MSG_REWARD:
         return results_on_reward(c, now_ns, who, m, err);
     case PL_MSG_REFUSE:
-        return results_on_refuse(c, who, m, err);
+        return results_on_refuse(c, m, err);
     case PL_MSG_CONSUME:
         return steps_on_consume(c, now_ns, who, m, err);
     case PL_MSG_VERSION:
@@ -187,10 +187,7 @@ static member *admit(pl_coordinator *c, int64_t now_ns, const pl_peer *from, con
         return NULL;
     }
     if (!who || who->state == PL_WORKER_LOST) {
-        if (members_is_refused(c, NULL, m->h.incarnation)) {
-            members_reject(c, from, PL_E_INVAL, "quarantined: what it sent was wrong");
-            c->io.drop(c->io.ctx, from);
-        } else {
+        if (!members_turn_away(c, from, NULL, m->h.incarnation)) {
             members_reject(c, from, PL_E_PEER, "say HELLO: the coordinator does not know you%s",
                 who ? " any more, it heard nothing for too long" : "");
         }
@@ -284,6 +281,10 @@ pl_status pl_coordinator_tick(pl_coordinator *c, int64_t now_ns, pl_error *err)
         members_forgive(c, now_ns, now_ns - c->tick_ns);
     c->tick_ns = now_ns;
     members_tick(c, now_ns);
+    if (c->is_waiting && coordinator_is_late(now_ns, c->begin_ns, c->o.lost_ms)) {
+        c->is_waiting = 0;
+        c->want_grant = 1;
+    }
     leases_grant(c, now_ns);
     if (coordinator_is_late(now_ns, c->told_batch_ns, BATCH_MS))
         batches_tell(c, now_ns);

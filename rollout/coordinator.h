@@ -21,8 +21,9 @@ typedef struct pl_coordinator_options {
     const void *config; /* [n_config] resolved config.yaml, for WELCOME */
     uint32_t n_config;
     uint32_t heartbeat_ms; /* 500 */
-    uint32_t lost_ms;      /* 3000: silence after which a worker's samples go elsewhere */
+    uint32_t lost_ms;      /* silence after which a worker's samples go elsewhere */
     uint32_t resend_ms;    /* 1000: an unanswered LEASE, RESULT to the trainer ... is said again */
+    uint32_t n_workers; /* that are being started: the first batch waits a little for them */
     uint32_t stall_s;      /* trainer.stall_seconds; 0: never report */
     uint32_t join_timeout_s; /* no trainer or no worker for so long is said in the log */
 } pl_coordinator_options;
@@ -72,6 +73,8 @@ typedef struct pl_coordinator_stats {
     uint64_t n_leases, n_releases;      /* granted; granted again after a loss */
     uint64_t n_duplicates, n_conflicts; /* equal, different second results */
     uint64_t n_old_epoch, n_rejected, n_refused, n_invalid;
+    uint64_t n_stale;           /* results of an older attempt, or of what was leased to nobody */
+    uint64_t n_pardoned;        /* of n_quarantined: let in again */
     uint64_t recomputed_tokens; /* emitted by lost workers and not journalled */
     int64_t last_progress_ns;
 } pl_coordinator_stats;

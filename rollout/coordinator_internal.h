@@ -1,6 +1,6 @@
 /* rollout/coordinator_internal.h - what the files of the coordinator share: members.c who takes
- * part, batches.c what is to be rolled out, leases.c who does it, results.c what came back, steps.c
- * what was made of it, recover.c all of that from the ledger. */
+ * part, batches.c what is to be rolled out, leases.c who does it, results.c what came back,
+ * authors.c who drew it, steps.c what was made of it, recover.c all of that from the ledger. */
 #ifndef PL_ROLLOUT_COORDINATOR_INTERNAL_H
 #define PL_ROLLOUT_COORDINATOR_INTERNAL_H
 
@@ -20,7 +20,11 @@ enum {
     PROMPT_MAX = 1 << 17,
     BATCH_MS = 250,         /* BATCH to the trainer this often */
     END_WAIT_MS = 30000,    /* a trainer that wants to go on behind END has joined by then */
+    SHARE_MS = 2000,        /* a batch keeps the share of a worker that loads weights so long */
+    START_MS = 10000,       /* workers that are being started are waited for so long */
     FORGET_LOST_MS = 60000, /* a lost member's name is kept so long */
+    REPLACE_MS = 3000,      /* one that is silent so long leaves its name to another peer */
+    SOURCE_MAX = 2,         /* the greatest pl_draft_source */
 };
 static const int64_t NS_PER_MS = 1000000;
 
@@ -37,8 +41,9 @@ typedef struct member {
     uint32_t n_leased;
     int has_status; /* its first STATUS since it joined came */
     int is_draining;
-    uint64_t status_seq, group_seq; /* newest h.seq of STATUS and of GROUP: older ones are late */
-    uint32_t n_versions;            /* a trainer's: announced in this session */
+    /* Newest h.seq of STATUS, GROUP and VERSION: older ones are late. */
+    uint64_t status_seq, group_seq, version_seq;
+    uint32_t n_versions; /* a trainer's: announced in this session */
     int64_t heard_ns, joined_ns;
     int64_t told_version_ns, told_drain_ns;
 } member;
@@ -53,14 +58,28 @@ typedef enum sample_state {
 
 typedef enum record_state { NOT_RECORDED, RECORDED, DURABLE } record_state;
 
+typedef struct writer { /* of the tokens from here to the next writer's */
+    uint32_t from;
+    uint64_t incarnation; /* 0: nobody knows */
+    char name[NAME_ROOM];
+} writer;
+
+typedef struct handed { /* prefix tokens that a worker was leased, at most */
+    uint64_t incarnation;
+    uint32_t n;
+} handed;
+
 typedef struct sample {
     uint32_t uid;
+    uint32_t attempt; /* refusals of it: with the uid that names a result */
     sample_state state;
     int was_leased;
+    int may_run;    /* it may have been leased before this coordinator knew of it */
     member *holder; /* LEASED only */
     int64_t leased_ns, sent_lease_ns;
     /* What is known of the response: progress, later the result. */
     uint32_t n, room;
+    uint32_t n_prefix; /* of those, none of which ends the response */
     int32_t *tokens;
     float *logprobs;
     uint8_t *sources;
@@ -68,13 +87,18 @@ typedef struct sample {
     /* The result: RECORDED and DURABLE only. */
     uint32_t finish;
     char worker[NAME_ROOM];
-    uint64_t by; /* incarnation of the worker; 0: from the ledger */
+    uint64_t by; /* incarnation of the worker */
     record_state reward_state;
     float reward;
     uint32_t reward_mark;
     uint64_t sent_to; /* incarnation of the trainer that was sent the result */
-    /* REFUSE or REWARD of this trainer, up to this h.seq, speaks of a result that was refused. */
-    uint64_t refused_by, refused_seq;
+    /* Who drew it: authors.c */
+    writer *writers;
+    handed *handed;
+    int n_writers, room_writers, n_handed, room_handed;
+    uint32_t n_written; /* tokens that writers speaks of */
+    uint32_t own;       /* of a result: the first token that is surely of its worker */
+    int is_disputed;    /* there were two versions of what is known */
 } sample;
 
 typedef struct group {
@@ -89,6 +113,7 @@ typedef struct batch {
     uint32_t n_groups, n_known, n_durable, n_samples;
     group **groups;   /* [n_groups]; NULL: not yet known */
     group **order;    /* [n_groups] longest expected first, once all are durable; else NULL */
+    int64_t open_ns;  /* when its samples could first be leased; 0: not yet */
     int was_complete; /* said in a BATCH to this trainer at once */
 } batch;
 
@@ -106,6 +131,9 @@ typedef struct length_mean { /* of finished samples of a prompt */
 typedef struct refused {
     char name[NAME_ROOM];
     uint64_t incarnation;
+    int is_open; /* its result differs from the durable one of this sample: one of the two lies */
+    uint64_t batch;
+    uint32_t uid, attempt;
 } refused;
 
 /* What to do when a record is durable. */
@@ -135,6 +163,7 @@ struct pl_coordinator {
     batch **batches;
     int n_batches, room_batches;
     batch *current;
+    int n_seen;     /* workers at once, at most, in this epoch */
     int want_grant; /* something changed that may allow a lease */
     length_mean *lengths;
     size_t n_lengths, room_lengths;
@@ -152,7 +181,10 @@ struct pl_coordinator {
     waiting *waiting;
     int n_waiting, room_waiting;
 
+    uint64_t trainer; /* incarnation of the newest in this epoch; 0: none yet */
+    int n_trainers;   /* that joined in it */
     int is_draining, is_done;
+    int is_waiting;  /* for workers of the epoch before to say what they run */
     int64_t tick_ns; /* the last one */
     int64_t begin_ns, told_batch_ns, told_stall_ns, told_join_ns;
     pl_coordinator_stats stats;
@@ -193,7 +225,16 @@ void members_stop(pl_coordinator *c);
 /* Refuse name and incarnation from now on, and throw the member out if it is here. */
 void members_quarantine(
     pl_coordinator *c, const char *name, uint64_t incarnation, const char *reason);
-int members_is_refused(const pl_coordinator *c, const char *name, uint64_t incarnation);
+/* The same until it is decided whose result of the sample is true. */
+void members_suspend(
+    pl_coordinator *c, const member *who, const batch *b, const sample *s, const char *reason);
+/* It is: the results of the batch stand, or nobody will tell; or that of this sample is refused. */
+void members_convict(pl_coordinator *c, uint64_t batch);
+void members_release(pl_coordinator *c, uint64_t batch);
+void members_pardon(pl_coordinator *c, uint64_t batch, const sample *s);
+/* Reject one in quarantine.  name may be NULL.  0: it is not. */
+int members_turn_away(
+    pl_coordinator *c, const pl_peer *from, const char *name, uint64_t incarnation);
 void members_remove(pl_coordinator *c, member *m);
 
 /* ---- batches.c ---- */
@@ -220,6 +261,9 @@ void leases_end(pl_coordinator *c, sample *s); /* LEASED -> PENDING, nobody is t
 /* All of a member's; keep: what is known of them stays known. */
 void leases_return(pl_coordinator *c, member *m, int keep);
 void leases_revoke_all(pl_coordinator *c, batch *b);
+/* Nothing that it wrote is handed on. */
+void leases_distrust(pl_coordinator *c, uint64_t incarnation);
+void leases_cut(sample *s, uint32_t n); /* n tokens stay known */
 void leases_on_status(
     pl_coordinator *c, int64_t now_ns, member *who, const pl_msg_status *s, int is_first);
 pl_status leases_on_progress(
@@ -228,15 +272,36 @@ pl_status leases_on_progress(
 pl_status leases_store(sample *s, uint32_t from, const pl_span *tokens, const pl_span *logprobs,
     const pl_span *sources, pl_error *err);
 
+/* ---- authors.c ---- */
+/* A lease with a prefix of n tokens leaves; one that left before, in this epoch or not, stands. */
+void authors_hand(sample *s, uint64_t incarnation, uint32_t n);
+void authors_adopt(sample *s, uint64_t incarnation);
+/* who said the tokens from .. to - 1, behind those that are known. */
+pl_status authors_add(sample *s, uint32_t from, uint32_t to, const member *who, pl_error *err);
+void authors_cut(sample *s, uint32_t n);
+/* How many of these are as known, token and log-prob bits, from the first on. */
+uint32_t authors_agree(
+    const sample *s, uint32_t from, const pl_span *tokens, const pl_span *logprobs);
+/* The result of who comes, and is not yet stored: what of it is surely its own. */
+void authors_finish(sample *s, const member *who, const pl_msg_result *r);
+/* Did this worker surely draw the token there, in a result of its own? */
+int authors_wrote(const sample *s, uint64_t incarnation, uint32_t position);
+/* Who drew a token of the result; UINT32_MAX: who finished it.  0: nobody knows. */
+int authors_blame(const sample *s, uint32_t position, writer *out);
+uint32_t authors_first(const sample *s, uint64_t incarnation); /* UINT32_MAX: none */
+void authors_clear(sample *s);
+void authors_free(sample *s);
+
 /* ---- results.c ---- */
 pl_status results_on_result(
     pl_coordinator *c, int64_t now_ns, member *who, const pl_msg *m, pl_error *err);
 pl_status results_on_reward(
     pl_coordinator *c, int64_t now_ns, member *who, const pl_msg *m, pl_error *err);
-pl_status results_on_refuse(pl_coordinator *c, member *who, const pl_msg *m, pl_error *err);
+pl_status results_on_refuse(pl_coordinator *c, const pl_msg *m, pl_error *err);
 void results_on_want(pl_coordinator *c, member *who, const pl_msg *m);
-pl_status results_put(sample *s, const pl_msg_result *r, uint64_t by, pl_error *err);
+pl_status results_put(sample *s, const pl_msg_result *r, pl_error *err);
 void results_discard(sample *s);
+void results_refuse(sample *s); /* discarded, the next attempt begins */
 int results_is_equal(const sample *s, const pl_msg_result *r);
 int results_is_wrong(const group *g, const pl_msg_result *r, char *why, size_t room);
 void results_durable(pl_coordinator *c, const waiting *w, batch *b);

@@ -60,7 +60,7 @@ static void end_and_forget(pl_coordinator *c, batch *b, sample *s)
 {
     (void)b;
     c->stats.recomputed_tokens += s->n;
-    results_discard(s);
+    leases_cut(s, 0);
     leases_end(c, s);
 }
 
@@ -81,13 +81,33 @@ void leases_revoke_all(pl_coordinator *c, batch *b)
     for_leases(c, b, NULL, revoke);
 }
 
+void leases_cut(sample *s, uint32_t n)
+{
+    if (n >= s->n)
+        return;
+    s->n = s->n_prefix = n;
+    s->is_disputed = 1; /* what comes there may be another text */
+    authors_cut(s, n);
+}
+
+void leases_distrust(pl_coordinator *c, uint64_t incarnation)
+{
+    for (uint32_t i = 0; c->current && i < c->current->n_groups; i++) {
+        group *g = c->current->groups[i];
+        for (uint32_t k = 0; g && k < g->m.n; k++)
+            if (g->samples[k].state <= SAMPLE_LEASED)
+                leases_cut(&g->samples[k], authors_first(&g->samples[k], incarnation));
+    }
+}
+
 /* ---- granting ---- */
 
 static void send_lease(pl_coordinator *c, int64_t now_ns, const batch *b, const group *g, sample *s)
 {
     /* The last known token may have ended the sample (then its worker would have sent the RESULT
      * next), and a prefix must not: it is drawn again. */
-    const uint32_t n = s->n ? s->n - 1 : 0;
+    const uint32_t n = s->n_prefix;
+    authors_hand(s, s->holder->incarnation, n);
     pl_msg m = {.u.lease = {.batch = b->id,
                     .uid = s->uid,
                     .group = g->m.group,
@@ -100,7 +120,8 @@ static void send_lease(pl_coordinator *c, int64_t now_ns, const batch *b, const 
                     .prefix_sources = {s->sources, n},
                     .draft = n ? s->draft : 0,
                     .accepted = n ? s->accepted : 0,
-                    .steps = n ? s->steps : 0}};
+                    .steps = n ? s->steps : 0,
+                    .attempt = s->attempt}};
     s->sent_lease_ns = now_ns;
     coordinator_send(c, &s->holder->peer, &m, PL_MSG_LEASE);
 }
@@ -126,33 +147,84 @@ static int can_take(const pl_coordinator *c, const member *m, uint32_t version)
 /* Rates of workers that may take leases of a version. */
 typedef struct shares {
     double mean, sum; /* tokens/s */
-    double n_samples; /* that are pending or leased */
+    double n_samples; /* that are pending or leased; while others are awaited all */
+    int is_shared;    /* nobody takes more than his share: others will be here soon */
 } shares;
 
-static shares share_out(const pl_coordinator *c, const batch *b, uint32_t version)
+/* The first to have loaded a version must not take the whole batch. */
+static int is_shared(const pl_coordinator *c, int64_t now_ns, const batch *b)
 {
-    shares sh = {0};
-    double known = 0;
-    int n_known = 0, n = 0;
-    for (int i = 0; i < c->n_members; i++) {
-        const member *m = c->members[i];
-        if (!can_take(c, m, version))
-            continue;
-        n++;
-        n_known += m->rate > 0;
-        known += (double)m->rate;
-    }
-    sh.mean = n_known ? known / n_known : 1;
-    sh.sum = known + sh.mean * (n - n_known);
-    for (uint32_t i = 0; i < b->n_groups; i++)
-        for (uint32_t k = 0; k < b->groups[i]->m.n; k++)
-            sh.n_samples += b->groups[i]->samples[k].state <= SAMPLE_LEASED;
-    return sh;
+    return !coordinator_is_late(now_ns, b->open_ns, SHARE_MS) ||
+           (c->n_seen < (int)c->o.n_workers && !coordinator_is_late(now_ns, c->begin_ns, START_MS));
+}
+
+static int is_awaited(const member *m)
+{
+    return m->role == PL_ROLE_WORKER && !m->is_draining &&
+           (m->state == PL_WORKER_JOINING || m->state == PL_WORKER_BUSY ||
+               m->state == PL_WORKER_IDLE);
+}
+
+static int counts(const pl_coordinator *c, const member *m, const shares *sh, uint32_t version)
+{
+    return sh->is_shared ? is_awaited(m) : can_take(c, m, version);
 }
 
 static double rate_of(const member *m, const shares *sh)
 {
     return m->rate > 0 ? (double)m->rate : sh->mean;
+}
+
+/* Those who cannot take as many as would be theirs leave the rest to the others. */
+static void share_rest(const pl_coordinator *c, shares *sh, uint32_t version)
+{
+    const double samples = sh->n_samples, sum = sh->sum;
+
+    for (int pass = 0; pass < 4; pass++) {
+        const double each = sh->n_samples / sh->sum;
+        double rest = samples, rates = sum;
+        for (int i = 0; i < c->n_members; i++) {
+            const member *m = c->members[i];
+            if (counts(c, m, sh, version) && each * rate_of(m, sh) > m->max_seqs) {
+                rest -= m->max_seqs;
+                rates -= rate_of(m, sh);
+            }
+        }
+        if (rest <= 0 || rates <= 0)
+            return;
+        sh->n_samples = rest;
+        sh->sum = rates;
+    }
+}
+
+static shares share_out(pl_coordinator *c, int64_t now_ns, const batch *b, uint32_t version)
+{
+    shares sh = {.is_shared = is_shared(c, now_ns, b)};
+    double known = 0;
+    int n_known = 0, n = 0;
+    for (int i = 0; i < c->n_members; i++) {
+        const member *m = c->members[i];
+        if (!counts(c, m, &sh, version))
+            continue;
+        n++;
+        n_known += m->rate > 0;
+        known += (double)m->rate;
+    }
+    c->n_seen = n > c->n_seen ? n : c->n_seen;
+    sh.mean = n_known ? known / n_known : 1;
+    if (c->n_seen < (int)c->o.n_workers && !coordinator_is_late(now_ns, c->begin_ns, START_MS))
+        n = (int)c->o.n_workers; /* the rest is being started */
+    sh.sum = known + sh.mean * (n - n_known);
+    for (uint32_t i = 0; i < b->n_groups; i++)
+        for (uint32_t k = 0; k < b->groups[i]->m.n; k++)
+            sh.n_samples += sh.is_shared || b->groups[i]->samples[k].state <= SAMPLE_LEASED;
+    share_rest(c, &sh, version);
+    return sh;
+}
+
+static double share_of(const member *m, const shares *sh)
+{
+    return ceil(sh->n_samples * rate_of(m, sh) / sh->sum);
 }
 
 /* The worker that would be done first, among those that have room. */
@@ -162,7 +234,8 @@ static member *pick(const pl_coordinator *c, uint32_t version, const shares *sh)
     double least = INFINITY;
     for (int i = 0; i < c->n_members; i++) {
         member *m = c->members[i];
-        if (!can_take(c, m, version) || m->n_leased >= m->max_seqs)
+        if (!can_take(c, m, version) || m->n_leased >= m->max_seqs ||
+            (sh->is_shared && (double)m->n_leased >= share_of(m, sh)))
             continue;
         const double load = (m->n_leased + 1) / rate_of(m, sh);
         if (load < least) {
@@ -177,7 +250,7 @@ static member *pick(const pl_coordinator *c, uint32_t version, const shares *sh)
 static uint32_t how_many(const member *m, const shares *sh)
 {
     const uint32_t room = m->max_seqs - m->n_leased;
-    const double share = ceil(sh->n_samples * rate_of(m, sh) / sh->sum);
+    const double share = share_of(m, sh);
     if (share <= (double)m->n_leased + 1)
         return 1;
     return share - m->n_leased < (double)room ? (uint32_t)(share - m->n_leased) : room;
@@ -189,6 +262,8 @@ void leases_grant(pl_coordinator *c, int64_t now_ns)
     if (!c->want_grant || !b || b->n_durable != b->n_groups)
         return;
     c->want_grant = 0;
+    if (!b->open_ns)
+        b->open_ns = now_ns;
     group *const *order = b->order ? b->order : b->groups;
     for (uint32_t i = 0; i < b->n_groups; i++) {
         group *g = order[i];
@@ -197,23 +272,25 @@ void leases_grant(pl_coordinator *c, int64_t now_ns)
         shares sh = {0};
         for (uint32_t k = 0; k < g->m.n; k++) {
             sample *s = &g->samples[k];
-            if (s->state != SAMPLE_PENDING)
+            if (s->state != SAMPLE_PENDING || (s->may_run && c->is_waiting))
                 continue;
             if (!left) {
                 if (sh.sum == 0)
-                    sh = share_out(c, b, g->m.policy_version);
+                    sh = share_out(c, now_ns, b, g->m.policy_version);
                 m = pick(c, g->m.policy_version, &sh);
                 if (!m)
                     break;
                 left = how_many(m, &sh);
             }
             left--;
-            c->stats.recomputed_tokens += s->n > 0; /* send_lease drops the last one */
+            c->stats.recomputed_tokens += s->n - s->n_prefix;
+            authors_cut(s, s->n = s->n_prefix); /* another draws the last one again */
             hold(c, now_ns, s, m);
             send_lease(c, now_ns, b, g, s);
         }
     }
-    c->want_grant = 0; /* members_update asked for it again */
+    /* members_update asked for it again; what was kept for others is offered to all later */
+    c->want_grant = is_shared(c, now_ns, b);
 }
 
 /* ---- STATUS ---- */
@@ -228,8 +305,9 @@ static void check_running(
         const uint32_t uid = uid_at(&s->running, i);
         group *g = NULL;
         sample *at = is_current ? batches_sample(b, uid, &g) : NULL;
-        if (at && at->state == SAMPLE_PENDING && is_first && !who->is_draining &&
+        if (at && at->state == SAMPLE_PENDING && is_first && !who->is_draining && !at->attempt &&
             who->policy_version == g->m.policy_version) {
+            authors_adopt(at, who->incarnation);
             hold(c, now_ns, at, who);
             at->sent_lease_ns = now_ns;
         } else if (!at || at->state == SAMPLE_DURABLE || at->state == SAMPLE_VOID ||
@@ -303,41 +381,62 @@ pl_status leases_store(sample *s, uint32_t from, const pl_span *tokens, const pl
     return PL_OK;
 }
 
+/* What a RESULT could not be either. */
+static int is_wrong(const group *g, const pl_msg_progress *p)
+{
+    if ((uint64_t)p->pos0 + p->tokens.n > g->m.sampling.max_tokens ||
+        p->logprobs.n != p->tokens.n || p->sources.n != p->tokens.n)
+        return 1;
+    for (uint32_t i = 0; i < p->tokens.n; i++)
+        if ((int32_t)uid_at(&p->tokens, i) < 0 ||
+            ((const unsigned char *)p->sources.data)[i] > SOURCE_MAX)
+            return 1;
+    return 0;
+}
+
 pl_status leases_on_progress(
     pl_coordinator *c, int64_t now_ns, member *who, const pl_msg_progress *p, pl_error *err)
 {
     group *g = NULL;
     batch *b = batches_find(c, p->batch);
     sample *s = b && b == c->current ? batches_sample(b, p->uid, &g) : NULL;
-    if (!s || s->state != SAMPLE_LEASED || s->holder != who ||
+    if (!s || s->state != SAMPLE_LEASED || s->holder != who || p->attempt != s->attempt ||
         p->policy_version != g->m.policy_version)
         return PL_OK; /* late: somebody else has it, or it is done */
-    const uint64_t end = (uint64_t)p->pos0 + p->tokens.n;
-    if (end > g->m.sampling.max_tokens || p->logprobs.n != p->tokens.n ||
-        p->sources.n != p->tokens.n) {
+    if (is_wrong(g, p)) {
         c->stats.n_invalid++;
         return PL_OK;
     }
-    if (p->pos0 > s->n || end <= s->n)
-        return PL_OK; /* a gap: what lies between was lost; or nothing new */
-    const uint32_t n_known = s->n - p->pos0;
-    if (n_known && memcmp(s->tokens + p->pos0, p->tokens.data, (size_t)n_known * 4) != 0) {
+    if (s->attempt) { /* nothing is handed on: see authors.c */
+        coordinator_progressed(c, now_ns);
+        return PL_OK;
+    }
+    if (p->pos0 > s->n)
+        return PL_OK; /* a gap: what lies between was lost */
+    const uint32_t n_same = authors_agree(s, p->pos0, &p->tokens, &p->logprobs);
+    if (n_same == p->tokens.n)
+        return PL_OK; /* nothing new */
+    if (p->pos0 + n_same < s->n) {
         pl_log_warn(c->log,
             "event=progress_differs sample=%u worker=%s: tokens from %u on are not those known "
             "before; both are dropped, the RESULT will tell",
-            s->uid, who->name, p->pos0);
-        c->stats.recomputed_tokens += s->n;
-        results_discard(s);
+            s->uid, who->name, p->pos0 + n_same);
+        c->stats.recomputed_tokens += s->n - (p->pos0 + n_same);
+        leases_cut(s, p->pos0 + n_same);
         return PL_OK;
     }
     const pl_span tokens = {
-        (const unsigned char *)p->tokens.data + (size_t)n_known * 4, p->tokens.n - n_known};
+        (const unsigned char *)p->tokens.data + (size_t)n_same * 4, p->tokens.n - n_same};
     const pl_span logprobs = {
-        (const unsigned char *)p->logprobs.data + (size_t)n_known * 4, tokens.n};
-    const pl_span sources = {(const unsigned char *)p->sources.data + n_known, tokens.n};
-    const pl_status st = leases_store(s, s->n, &tokens, &logprobs, &sources, err);
+        (const unsigned char *)p->logprobs.data + (size_t)n_same * 4, tokens.n};
+    const pl_span sources = {(const unsigned char *)p->sources.data + n_same, tokens.n};
+    const uint32_t from = s->n;
+    pl_status st = leases_store(s, from, &tokens, &logprobs, &sources, err);
+    if (st == PL_OK)
+        st = authors_add(s, from, s->n, who, err);
     if (st != PL_OK)
         return st;
+    s->n_prefix = s->n - 1;
     s->draft = p->draft;
     s->accepted = p->accepted;
     s->steps = p->steps;

@@ -109,15 +109,6 @@ void members_reject(pl_coordinator *c, const pl_peer *to, pl_status code, const 
     coordinator_send(c, to, &m, PL_MSG_REJECT);
 }
 
-int members_is_refused(const pl_coordinator *c, const char *name, uint64_t incarnation)
-{
-    for (int i = 0; i < c->n_refused; i++)
-        if (c->refused[i].incarnation == incarnation &&
-            (!name || strcmp(c->refused[i].name, name) == 0))
-            return 1;
-    return 0;
-}
-
 void members_remove(pl_coordinator *c, member *m)
 {
     leases_return(c, m, 1);
@@ -132,47 +123,132 @@ void members_remove(pl_coordinator *c, member *m)
     c->want_grant = 1;
 }
 
-static void remember_refused(pl_coordinator *c, const char *name, uint64_t incarnation)
+/* ---- quarantine ---- */
+
+static refused *find_refused(const pl_coordinator *c, const char *name, uint64_t incarnation)
 {
+    for (int i = 0; i < c->n_refused; i++)
+        if (c->refused[i].incarnation == incarnation &&
+            (!name || strcmp(c->refused[i].name, name) == 0))
+            return &c->refused[i];
+    return NULL;
+}
+
+int members_turn_away(
+    pl_coordinator *c, const pl_peer *from, const char *name, uint64_t incarnation)
+{
+    const refused *r = find_refused(c, name, incarnation);
+    if (!r)
+        return 0;
+    if (r->is_open) {
+        members_reject(c, from, PL_E_TIMEOUT,
+            "%s is quarantined: its sample %u differs from the durable one; say HELLO again, the "
+            "audit will tell which is true",
+            r->name, r->uid);
+        return 1;
+    }
+    members_reject(c, from, PL_E_INVAL, "%s is quarantined: what it sent was wrong", r->name);
+    c->io.drop(c->io.ctx, from);
+    return 1;
+}
+
+/* NULL: no memory; it is thrown out all the same. */
+static refused *remember_refused(pl_coordinator *c, const char *name, uint64_t incarnation)
+{
+    refused *r = find_refused(c, name, incarnation);
+    if (r)
+        return r;
     if (c->n_refused == c->next_refused && c->n_refused < QUARANTINE_MAX) {
         refused *more = realloc(c->refused, (size_t)(c->n_refused + 1) * sizeof *more);
         if (!more)
-            return; /* it is thrown out all the same */
+            return NULL;
         c->refused = more;
         c->n_refused++;
     }
-    refused *r = &c->refused[c->next_refused++];
+    r = &c->refused[c->next_refused++];
     if (c->next_refused == QUARANTINE_MAX)
         c->next_refused = 0;
     *r = (refused){.incarnation = incarnation};
     memcpy(r->name, name, strnlen(name, NAME_ROOM - 1));
+    return r;
+}
+
+static void throw_out(
+    pl_coordinator *c, const char *name, uint64_t incarnation, pl_status code, const char *reason)
+{
+    c->stats.n_quarantined++;
+    pl_log_error(c->log, "event=quarantine worker=%s incarnation=%016llx reason=%s", name,
+        (unsigned long long)incarnation, reason);
+    leases_distrust(c, incarnation);
+    for (int i = 0; i < c->n_members; i++) {
+        member *m = c->members[i];
+        if (m->role != PL_ROLE_WORKER || m->incarnation != incarnation)
+            continue;
+        const pl_peer peer = m->peer;
+        leases_return(c, m, 0);
+        members_reject(c, &peer, code, "quarantined: %s", reason);
+        members_remove(c, m);
+        if (code != PL_E_TIMEOUT)
+            c->io.drop(c->io.ctx, &peer);
+        return;
+    }
 }
 
 void members_quarantine(
     pl_coordinator *c, const char *name, uint64_t incarnation, const char *reason)
 {
-    c->stats.n_quarantined++;
-    pl_log_error(c->log, "event=quarantine worker=%s incarnation=%016llx reason=%s", name,
-        (unsigned long long)incarnation, reason);
-    member *found = NULL;
-    for (int i = 0; i < c->n_members && !found; i++) {
-        member *m = c->members[i];
-        if (m->role == PL_ROLE_WORKER && strcmp(m->name, name) == 0 &&
-            (!incarnation || m->incarnation == incarnation))
-            found = m;
-    }
-    if (found)
-        incarnation = found->incarnation;
-    if (incarnation && !members_is_refused(c, name, incarnation))
-        remember_refused(c, found ? found->name : name, incarnation);
-    if (!found)
-        return;
-    const pl_peer peer = found->peer;
-    leases_return(c, found, 0);
-    members_reject(c, &peer, PL_E_INVAL, "quarantined: %s", reason);
-    members_remove(c, found);
-    c->io.drop(c->io.ctx, &peer);
+    refused *r = remember_refused(c, name, incarnation);
+    if (r)
+        r->is_open = 0;
+    throw_out(c, name, incarnation, PL_E_INVAL, reason);
 }
+
+void members_suspend(
+    pl_coordinator *c, const member *who, const batch *b, const sample *s, const char *reason)
+{
+    char name[NAME_ROOM];
+    memcpy(name, who->name, sizeof name);
+    refused *r = remember_refused(c, name, who->incarnation);
+    if (r) {
+        r->is_open = 1;
+        r->batch = b->id;
+        r->uid = s->uid;
+        r->attempt = s->attempt;
+    }
+    throw_out(c, name, who->incarnation, PL_E_TIMEOUT, reason);
+}
+
+void members_convict(pl_coordinator *c, uint64_t id)
+{
+    for (int i = 0; i < c->n_refused; i++)
+        if (c->refused[i].is_open && c->refused[i].batch == id)
+            c->refused[i].is_open = 0;
+}
+
+static void let_in(pl_coordinator *c, refused *r, const char *cause)
+{
+    pl_log_warn(c->log, "event=pardon worker=%s sample=%u cause=%s", r->name, r->uid, cause);
+    *r = (refused){0};
+    c->stats.n_pardoned++;
+}
+
+void members_release(pl_coordinator *c, uint64_t id)
+{
+    for (int i = 0; i < c->n_refused; i++)
+        if (c->refused[i].is_open && c->refused[i].batch == id)
+            let_in(c, &c->refused[i], "nobody audits it");
+}
+
+void members_pardon(pl_coordinator *c, uint64_t id, const sample *s)
+{
+    for (int i = 0; i < c->n_refused; i++) {
+        refused *r = &c->refused[i];
+        if (r->is_open && r->batch == id && r->uid == s->uid && r->attempt == s->attempt)
+            let_in(c, r, "the other one was refused");
+    }
+}
+
+/* ---- HELLO ---- */
 
 static void welcome(pl_coordinator *c, int64_t now_ns, member *m)
 {
@@ -206,8 +282,6 @@ static int refuse_hello(pl_coordinator *c, const pl_peer *from, const pl_msg *m)
             "numeric class '%.100s' differs from the run's '%.100s': its bits would not be equal; "
             "start %s with the run's build",
             h->numeric_class, c->numeric_class, h->name);
-    else if (members_is_refused(c, h->name, m->h.incarnation))
-        members_reject(c, from, PL_E_INVAL, "%s is quarantined: what it sent was wrong", h->name);
     else if (h->role == PL_ROLE_WORKER && !h->max_seqs)
         members_reject(c, from, PL_E_INVAL, "%s runs 0 samples at once", h->name);
     if (c->stats.n_rejected == had)
@@ -221,17 +295,18 @@ static int refuse_hello(pl_coordinator *c, const pl_peer *from, const pl_msg *m)
  * wait.  Returns 1 if it must. */
 static int must_wait(pl_coordinator *c, int64_t now_ns, const pl_peer *from, const pl_msg_hello *h)
 {
+    const uint32_t wait_ms = c->o.lost_ms < REPLACE_MS ? c->o.lost_ms : REPLACE_MS;
     for (int i = 0; i < c->n_members; i++) {
         member *m = c->members[i];
         const int is_same_place = strcmp(m->name, h->name) == 0 ||
                                   (m->role == PL_ROLE_TRAINER && h->role == PL_ROLE_TRAINER);
         if (!is_same_place || memcmp(m->peer.id, from->id, PL_PEER_BYTES) == 0)
             continue;
-        if (m->state != PL_WORKER_LOST && !coordinator_is_late(now_ns, m->heard_ns, c->o.lost_ms)) {
+        if (m->state != PL_WORKER_LOST && !coordinator_is_late(now_ns, m->heard_ns, wait_ms)) {
             members_reject(c, from, PL_E_TIMEOUT,
                 "%s is here already (%s), heard %lld ms ago: say HELLO again after %u ms", m->name,
                 m->role == PL_ROLE_TRAINER ? "trainer" : "worker",
-                (long long)((now_ns - m->heard_ns) / NS_PER_MS), c->o.lost_ms);
+                (long long)((now_ns - m->heard_ns) / NS_PER_MS), wait_ms);
             return 1;
         }
         pl_log_info(c->log, "event=replaced name=%s", m->name);
@@ -261,7 +336,8 @@ pl_status members_hello(
     pl_coordinator *c, int64_t now_ns, const pl_peer *from, const pl_msg *m, pl_error *err)
 {
     const pl_msg_hello *h = &m->u.hello;
-    if (refuse_hello(c, from, m) || must_wait(c, now_ns, from, h))
+    if (refuse_hello(c, from, m) || members_turn_away(c, from, h->name, m->h.incarnation) ||
+        must_wait(c, now_ns, from, h))
         return PL_OK;
     member *who = members_find(c, from);
     if (!who && c->n_members >= MEMBERS_MAX) {
@@ -288,6 +364,10 @@ pl_status members_hello(
         who->joined_ns = now_ns;
         members_move(c, who, PL_WORKER_JOINING, "HELLO");
         coordinator_progressed(c, now_ns);
+        if (who->role == PL_ROLE_TRAINER && who->incarnation != c->trainer) {
+            c->trainer = who->incarnation;
+            c->n_trainers++;
+        }
         pl_log_info(c->log, "event=join name=%s role=%u threads=%u pid=%u", who->name, who->role,
             h->n_threads, h->pid);
     }

@@ -47,12 +47,15 @@ static pl_status replay_result(pl_coordinator *c, const pl_msg_result *r, pl_err
     group *g = NULL;
     batch *b = batches_find(c, r->batch);
     sample *s = b ? batches_sample(b, r->uid, &g) : NULL;
-    if (!s || s->state == SAMPLE_DURABLE)
+    if (!s || s->state == SAMPLE_DURABLE || r->attempt != s->attempt)
         return pl_fail(err, PL_E_FORMAT, "ledger: result of sample %u of batch %llu, %s", r->uid,
-            (unsigned long long)r->batch, s ? "which has one" : "which is not known");
+            (unsigned long long)r->batch,
+            !s                         ? "which is not known"
+            : r->attempt != s->attempt ? "of another attempt"
+                                       : "which has one");
     if (results_is_wrong(g, r, why, sizeof why))
         return pl_fail(err, PL_E_FORMAT, "ledger: %s", why);
-    pl_status st = results_put(s, r, 0, err);
+    pl_status st = results_put(s, r, err);
     if (st == PL_OK)
         st = batches_learn(c, g->m.prompt_key, s->n, err);
     s->state = SAMPLE_DURABLE;
@@ -65,9 +68,11 @@ static pl_status replay_of_result(pl_coordinator *c, const pl_msg *m, pl_error *
     const int is_reward = m->h.type == PL_MSG_REWARD;
     const uint64_t id = is_reward ? m->u.reward.batch : m->u.refuse.batch;
     const uint32_t uid = is_reward ? m->u.reward.uid : m->u.refuse.uid;
+    const uint32_t attempt = is_reward ? m->u.reward.attempt : m->u.refuse.attempt;
     batch *b = batches_find(c, id);
     sample *s = b ? batches_sample(b, uid, NULL) : NULL;
-    if (!s || s->state != SAMPLE_DURABLE || (is_reward && s->reward_state == DURABLE))
+    if (!s || s->state != SAMPLE_DURABLE || attempt != s->attempt ||
+        (is_reward && s->reward_state == DURABLE))
         return pl_fail(err, PL_E_FORMAT, "ledger: %s of sample %u of batch %llu, which has %s",
             is_reward ? "reward" : "refusal", uid, (unsigned long long)id,
             s && s->state == SAMPLE_DURABLE ? "one" : "no result");
@@ -76,7 +81,7 @@ static pl_status replay_of_result(pl_coordinator *c, const pl_msg *m, pl_error *
         s->reward = m->u.reward.score;
         s->reward_mark = m->u.reward.mark;
     } else {
-        results_discard(s);
+        results_refuse(s);
         s->state = SAMPLE_PENDING;
     }
     return PL_OK;
@@ -134,7 +139,7 @@ static void mark_leased(pl_coordinator *c)
         const batch *b = c->batches[i];
         for (uint32_t k = 0; k < b->n_groups && b->n_durable == b->n_groups; k++)
             for (uint32_t j = 0; j < b->groups[k]->m.n; j++)
-                b->groups[k]->samples[j].was_leased = 1;
+                b->groups[k]->samples[j].was_leased = b->groups[k]->samples[j].may_run = 1;
     }
 }
 
@@ -153,6 +158,7 @@ pl_status pl_coordinator_begin(pl_coordinator *c, int64_t now_ns, pl_error *err)
     if (c->has_runs && c->ledger_config != c->o.config_hash)
         pl_log_info(c->log, "event=config_changed since epoch %llu", (unsigned long long)c->epoch);
     mark_leased(c);
+    c->is_waiting = c->has_runs;
     c->epoch++;
     c->begin_ns = c->told_batch_ns = c->told_join_ns = now_ns;
     coordinator_progressed(c, now_ns);

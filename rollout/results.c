@@ -8,8 +8,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { SOURCE_MAX = 2 }; /* the greatest pl_draft_source */
-
 /* A sentence into why; 1. */
 #define complain(why, room, ...) (snprintf((why), (room), __VA_ARGS__), 1)
 
@@ -50,14 +48,21 @@ int results_is_equal(const sample *s, const pl_msg_result *r)
 
 void results_discard(sample *s)
 {
-    s->n = s->draft = s->accepted = s->steps = s->finish = 0;
+    s->n = s->n_prefix = s->draft = s->accepted = s->steps = s->finish = 0;
     s->worker[0] = '\0';
     s->by = 0;
     s->reward_state = NOT_RECORDED;
     s->sent_to = 0;
 }
 
-pl_status results_put(sample *s, const pl_msg_result *r, uint64_t by, pl_error *err)
+void results_refuse(sample *s)
+{
+    results_discard(s);
+    authors_clear(s);
+    s->attempt++;
+}
+
+pl_status results_put(sample *s, const pl_msg_result *r, pl_error *err)
 {
     const pl_status st = leases_store(s, 0, &r->tokens, &r->logprobs, &r->sources, err);
     if (st != PL_OK)
@@ -66,7 +71,9 @@ pl_status results_put(sample *s, const pl_msg_result *r, uint64_t by, pl_error *
     s->accepted = r->accepted;
     s->steps = r->steps;
     s->finish = r->finish;
-    s->by = by;
+    s->by = r->author;
+    s->own = r->own;
+    s->n_prefix = 0;
     s->reward_state = NOT_RECORDED;
     s->sent_to = 0;
     const size_t n = strnlen(r->worker, NAME_ROOM - 1);
@@ -84,8 +91,11 @@ static pl_status record_first(pl_coordinator *c, int64_t now_ns, member *who, ba
             coordinator_send_uid(c, &s->holder->peer, PL_MSG_REVOKE, b->id, s->uid);
         leases_end(c, s);
     }
+    authors_finish(s, who, &m->u.result);
     pl_msg record = *m;
     record.u.result.worker = who->name;
+    record.u.result.author = who->incarnation;
+    record.u.result.own = s->own;
     record.u.result.has_reward = 0;
     record.u.result.reward = 0;
     record.u.result.reward_mark = 0;
@@ -94,9 +104,11 @@ static pl_status record_first(pl_coordinator *c, int64_t now_ns, member *who, ba
     if (st != PL_OK)
         return st;
     coordinator_progressed(c, now_ns);
-    return results_put(s, &record.u.result, who->incarnation, err);
+    return results_put(s, &record.u.result, err);
 }
 
+/* Keyed noise: one of the two lies, and the trainer's audit of the first will tell which.  Until
+ * then the second's sender is out, unless it may have been handed where they differ. */
 static void take_second(
     pl_coordinator *c, member *who, const batch *b, const sample *s, const pl_msg_result *r)
 {
@@ -108,11 +120,15 @@ static void take_second(
     }
     char why[320];
     c->stats.n_conflicts++;
+    if (!authors_wrote(s, who->incarnation, authors_agree(s, 0, &r->tokens, &r->logprobs))) {
+        coordinator_send_uid(c, &who->peer, PL_MSG_REVOKE, b->id, s->uid);
+        return;
+    }
     snprintf(why, sizeof why,
         "sample %u of batch %llu from %s differs from the durable one of %s (%u and %u tokens); "
         "the trainer's audit decides about the first",
         s->uid, (unsigned long long)b->id, who->name, s->worker, r->tokens.n, s->n);
-    members_quarantine(c, who->name, who->incarnation, why);
+    members_suspend(c, who, b, s, why);
 }
 
 pl_status results_on_result(
@@ -127,13 +143,14 @@ pl_status results_on_result(
         return PL_OK;
     }
     sample *s = batches_sample(b, r->uid, &g);
-    int is_wrong = 0;
-    if (!s || !s->was_leased)
-        is_wrong = complain(why, sizeof why, "sample %u of batch %llu was leased to nobody", r->uid,
-            (unsigned long long)r->batch);
-    else
-        is_wrong = results_is_wrong(g, r, why, sizeof why);
-    if (is_wrong) {
+    if (!s || !s->was_leased || r->attempt != s->attempt) {
+        /* An old one: of an attempt that was refused, or of a batch of this name that was forgotten
+         * and is rolled out again. */
+        c->stats.n_stale++;
+        coordinator_send_uid(c, &who->peer, PL_MSG_REVOKE, r->batch, r->uid);
+        return PL_OK;
+    }
+    if (results_is_wrong(g, r, why, sizeof why)) {
         c->stats.n_invalid++;
         members_quarantine(c, who->name, who->incarnation, why);
         return PL_OK;
@@ -166,7 +183,8 @@ void results_send(pl_coordinator *c, const batch *b, const group *g, sample *s)
                     .accepted = s->accepted,
                     .steps = s->steps,
                     .temperature = g->m.sampling.temperature,
-                    .worker = s->worker}};
+                    .worker = s->worker,
+                    .attempt = s->attempt}};
     if (s->reward_state == DURABLE) {
         m.u.result.has_reward = 1;
         m.u.result.reward = s->reward;
@@ -212,16 +230,13 @@ void results_on_want(pl_coordinator *c, member *who, const pl_msg *m)
 
 /* ---- rewards and refusals ---- */
 
-/* The trainer said it before its REFUSE of the sample arrived: it speaks of what is discarded. */
-static int is_overtaken(const sample *s, const pl_msg *m)
-{
-    return s->refused_seq && s->refused_by == m->h.incarnation && m->h.seq <= s->refused_seq;
-}
-
 static void send_reward(pl_coordinator *c, const pl_peer *to, const batch *b, const sample *s)
 {
-    pl_msg m = {
-        .u.reward = {.batch = b->id, .uid = s->uid, .score = s->reward, .mark = s->reward_mark}};
+    pl_msg m = {.u.reward = {.batch = b->id,
+                    .uid = s->uid,
+                    .score = s->reward,
+                    .mark = s->reward_mark,
+                    .attempt = s->attempt}};
     coordinator_send(c, to, &m, PL_MSG_REWARD);
 }
 
@@ -231,8 +246,8 @@ pl_status results_on_reward(
     const pl_msg_reward *r = &m->u.reward;
     batch *b = batches_find(c, r->batch);
     sample *s = b ? batches_sample(b, r->uid, NULL) : NULL;
-    if (!s || s->state != SAMPLE_DURABLE || is_overtaken(s, m))
-        return PL_OK;
+    if (!s || s->state != SAMPLE_DURABLE || r->attempt != s->attempt)
+        return PL_OK;                      /* of a result that was refused since */
     if (s->reward_state != NOT_RECORDED) { /* the first one stands, whatever this one says */
         if (s->reward_state == DURABLE)
             send_reward(c, &who->peer, b, s);
@@ -259,32 +274,34 @@ void results_reward_durable(pl_coordinator *c, const waiting *w, batch *b)
     send_reward(c, &w->to, b, s);
 }
 
-pl_status results_on_refuse(pl_coordinator *c, member *who, const pl_msg *m, pl_error *err)
+pl_status results_on_refuse(pl_coordinator *c, const pl_msg *m, pl_error *err)
 {
     const pl_msg_refuse *r = &m->u.refuse;
     batch *b = batches_find(c, r->batch);
     sample *s = b ? batches_sample(b, r->uid, NULL) : NULL;
-    if (!s || s->state != SAMPLE_DURABLE || is_overtaken(s, m))
-        return PL_OK; /* nothing stands that it could mean */
-    if (s->by && s->sent_to != who->incarnation)
-        return PL_OK; /* made in this epoch, and this trainer has not seen it */
+    if (!s || s->state != SAMPLE_DURABLE || r->attempt != s->attempt)
+        return PL_OK; /* what it means is refused already */
     pl_msg record = *m;
     const waiting w = {.batch = b->id, .id = s->uid};
     const pl_status st = coordinator_record(c, &record, PL_MSG_REFUSE, &w, err);
     if (st != PL_OK)
         return st;
+    writer liar;
+    char why[320];
     c->stats.n_refused++;
-    char worker[NAME_ROOM], why[320];
-    memcpy(worker, s->worker, sizeof worker);
-    const uint64_t by = s->by;
     snprintf(why, sizeof why, "sample %u of batch %llu was disproved by the audit (%u): %.200s",
         r->uid, (unsigned long long)r->batch, r->code, r->reason);
+    if (authors_blame(s, r->position, &liar))
+        members_quarantine(c, liar.name, liar.incarnation, why);
+    else
+        pl_log_warn(c->log,
+            "event=nobody_blamed worker=%s reason=%s: it went on behind what another had said; "
+            "the next attempt starts from the prompt",
+            s->worker, why);
+    members_pardon(c, b->id, s);
     c->stats.recomputed_tokens += s->n;
-    results_discard(s);
+    results_refuse(s);
     s->state = SAMPLE_VOID;
-    s->refused_by = m->h.incarnation;
-    s->refused_seq = m->h.seq;
     b->was_complete = 0;
-    members_quarantine(c, worker, by, why);
     return PL_OK;
 }

@@ -99,6 +99,7 @@ pl_status steps_on_consume(
     const pl_status st = coordinator_record(c, &record, PL_MSG_CONSUME, &w, err);
     if (st != PL_OK)
         return st;
+    members_convict(c, s->batch); /* the audit found nothing */
     coordinator_progressed(c, now_ns);
     if (known)
         pl_log_info(c->log, "event=resume step=%llu", (unsigned long long)s->step);
@@ -159,6 +160,9 @@ pl_status steps_on_version(
     pl_coordinator *c, int64_t now_ns, member *who, const pl_msg *m, pl_error *err)
 {
     const pl_msg_version *v = &m->u.version;
+    if (m->h.seq <= who->version_seq)
+        return PL_OK; /* it was overtaken by the one of a later step, or is a double */
+    who->version_seq = m->h.seq;
     if (c->version_state != NOT_RECORDED && is_same_version(&c->version, v)) {
         who->n_versions++;
         return PL_OK;

@@ -38,7 +38,7 @@ typedef struct worker_wire {
 
 /* One lease: running (or queued in the engine) until it is finished, then held. */
 typedef struct sample {
-    uint32_t uid, group, policy_version;
+    uint32_t uid, group, policy_version, attempt;
     int is_held;
     int n_prompt, max_tokens;
     int n;               /* tokens so far, the prefix included */
@@ -73,6 +73,7 @@ typedef struct worker {
     uint32_t heartbeat_ms, lost_ms;
     int64_t heard_ns, linked_ns, hello_ns, status_ns, drain_ns;
     int is_told, n_told; /* "say HELLO" */
+    int is_to_wait;      /* ... again, but later */
     int is_status_due;
 
     /* the version */

@@ -115,7 +115,8 @@ static void send_result(worker *w, sample *s, int64_t now)
             .accepted = (uint32_t)s->accepted,
             .steps = (uint32_t)s->steps,
             .temperature = s->temperature,
-            .worker = ""}};
+            .worker = "",
+            .attempt = s->attempt}};
     w->wire.send(w->wire.ctx, &m);
     s->sent_ns = now;
 }
@@ -134,7 +135,8 @@ static void send_progress(worker *w, sample *s, int64_t now)
             .sources = {s->sources + pos0, n},
             .draft = (uint32_t)s->draft,
             .accepted = (uint32_t)s->accepted,
-            .steps = (uint32_t)s->steps}};
+            .steps = (uint32_t)s->steps,
+            .attempt = s->attempt}};
     s->sent_ns = now;
     if (!w->wire.send(w->wire.ctx, &m))
         return;
@@ -207,6 +209,7 @@ static sample *sample_of(const pl_msg_lease *l, int64_t now)
     s->uid = l->uid;
     s->group = l->group;
     s->policy_version = l->policy_version;
+    s->attempt = l->attempt;
     s->n_prompt = (int)n_prompt;
     s->max_tokens = (int)n_max;
     s->n = s->n_sent = (int)n;
@@ -268,6 +271,12 @@ static pl_status start(worker *w, const pl_msg_lease *l, pl_error *err)
     if (!s)
         return pl_fail(err, PL_E_NOMEM, "sample %u: no memory for its lease", l->uid);
     st = submit(w, s, l, err);
+    if (st == PL_E_INVAL && s->n > 0) { /* who wrote that prefix?  Not this worker: go without */
+        pl_log_warn(w->log, "worker=%s lease=%u prefix=%d refused: %s", w->o.name, s->uid, s->n,
+            err ? err->msg : "");
+        s->n = s->n_sent = s->draft = s->accepted = s->steps = 0;
+        st = submit(w, s, l, err);
+    }
     if (st != PL_OK) {
         free(s);
         return st;
@@ -317,6 +326,10 @@ pl_status worker_lease(worker *w, const pl_msg *m, pl_error *err)
         begin_batch(w, l->batch);
     }
     sample *s = find(w, l->uid);
+    if (s && l->attempt > s->attempt) { /* what it has was refused */
+        drop(w, place_of(w, l->uid));
+        s = NULL;
+    }
     if (s) {
         if (s->is_held)
             send_result(w, s, w->wire.now_ns(w->wire.ctx));

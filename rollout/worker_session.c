@@ -149,7 +149,7 @@ static pl_status welcome(worker *w, const pl_msg *m, pl_error *err)
         w->status_ns = now_of(w) - STATUS_CHANGED_NS;
     }
     w->is_joined = 1;
-    w->n_told = w->is_told = 0;
+    w->n_told = w->is_told = w->is_to_wait = 0;
     w->heartbeat_ms = c->heartbeat_ms < 10 ? 10 : c->heartbeat_ms;
     w->lost_ms = c->lost_ms < 1000 ? 1000 : c->lost_ms;
     if (!is_new)
@@ -165,6 +165,7 @@ static pl_status rejected(worker *w, const pl_msg_reject *r, pl_error *err)
     const int n_max = r->code == PL_E_PEER      ? WORKER_TOLD_MAX
                       : r->code == PL_E_TIMEOUT ? w->o.patience_s
                                                 : 0;
+    w->is_to_wait = r->code == PL_E_TIMEOUT;
     if (w->n_told < n_max) {
         w->is_told = 1;
         rejoin(w);
@@ -323,7 +324,7 @@ pl_status worker_tick(worker *w, pl_error *err)
             "when the run goes on",
             w->o.address, (double)(now - w->heard_ns) * 1e-9, w->o.name);
     /* A member asks for a sign of life by it. */
-    if (now - w->hello_ns >= (w->is_joined ? HELLO_NS : KNOCK_NS) &&
+    if (now - w->hello_ns >= (w->is_joined || w->is_to_wait ? HELLO_NS : KNOCK_NS) &&
         (!w->is_joined || now - w->heard_ns >= HELLO_NS))
         say_hello(w, now);
     worker_report(w);

@@ -27,7 +27,8 @@ typedef struct flight {
 typedef struct work {
     int used, held, refused;
     uint64_t batch;
-    uint32_t uid, group, version;
+    uint32_t uid, group, version, attempt;
+    text t; /* what it makes of it */
     uint32_t n, told;
     int64_t said_ms;
 } work;
@@ -35,7 +36,8 @@ typedef struct work {
 typedef struct sim_worker {
     uint64_t incarnation, epoch, seq, mark;
     int is_up, joined, lies;
-    uint32_t version; /* UINT32_MAX: none */
+    int64_t outside_ms; /* told to wait since */
+    uint32_t version;   /* UINT32_MAX: none */
     uint64_t batch;
     work at[SLOTS];
     int64_t hello_ms, status_ms, wake_ms; /* wake: frozen, or down, until then */
@@ -52,6 +54,7 @@ typedef struct sim_trainer {
     uint64_t batch;
     enum { COLLECT, CONSUME, EVALUATE, FINISH, HOME } phase;
     int state[N_SAMPLES];
+    uint32_t attempt[N_SAMPLES], position[N_SAMPLES];
     text texts[N_SAMPLES];
     float rewards[N_SAMPLES];
     pl_msg_batch progress;
@@ -83,7 +86,7 @@ typedef struct sim {
     int n_groups_durable[2][N_STEPS + 1];
     pl_msg_consume consumed[N_STEPS + 1];
     int is_consumed[N_STEPS + 1];
-    int n_crashes, n_again, n_refused, n_resent, n_quarantined;
+    int n_crashes, n_again, n_refused, n_resent, n_quarantined, n_tainted;
     const char *broken; /* the first invariant that did not hold */
     char detail[160];
 } sim;

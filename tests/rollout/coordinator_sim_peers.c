@@ -40,11 +40,20 @@ static void worker_drop_running(sim_worker *w)
 static void worker_lease(sim *s, sim_worker *w, const pl_msg *m)
 {
     const pl_msg_lease *l = &m->u.lease;
-    const text t = bed_text(l->batch, l->uid);
-    if (m->h.seq <= w->mark || w->version != l->policy_version || worker_find(w, l->batch, l->uid))
+    text t = bed_text(l->batch, l->uid);
+    work *had = worker_find(w, l->batch, l->uid);
+    if (m->h.seq <= w->mark || w->version != l->policy_version ||
+        (had && had->attempt >= l->attempt))
         return;
-    if (l->prefix.n >= t.n || (l->prefix.n && memcmp(l->prefix.data, t.tokens, l->prefix.n * 4)))
+    if (had)
+        had->used = 0;
+    const int is_true = l->prefix.n < t.n && memcmp(l->prefix.data, t.tokens, l->prefix.n * 4) == 0;
+    if (l->prefix.n && !is_true && !s->with_liars)
         sim_break(s, "a prefix is a true beginning", l->uid, l->prefix.n);
+    s->n_tainted += l->prefix.n && !is_true && !w->lies;
+    memcpy(t.tokens, l->prefix.data, l->prefix.n * 4); /* an honest one goes on behind it */
+    if (w->lies)
+        t.tokens[l->prefix.n + sim_draw(s, t.n - l->prefix.n)] ^= 1;
     if (w->batch != l->batch)
         worker_drop_running(w);
     w->batch = l->batch;
@@ -56,6 +65,8 @@ static void worker_lease(sim *s, sim_worker *w, const pl_msg *m)
                 .uid = l->uid,
                 .group = l->group,
                 .version = l->policy_version,
+                .attempt = l->attempt,
+                .t = t,
                 .n = l->prefix.n,
                 .told = l->prefix.n};
             return;
@@ -75,11 +86,14 @@ static void worker_version(sim_worker *w, const pl_msg *m)
 static void worker_rejected(sim *s, sim_worker *w, const pl_msg_reject *r)
 {
     w->joined = 0;
-    if (r->code == PL_E_PEER || r->code == PL_E_TIMEOUT)
+    if (r->code == PL_E_TIMEOUT && !w->outside_ms)
+        w->outside_ms = s->now_ms;
+    if (r->code == PL_E_PEER || (r->code == PL_E_TIMEOUT && s->now_ms - w->outside_ms < 10000))
         return;
-    if (!s->with_liars)
-        sim_break(s, "an honest worker is never refused", r->code, w->incarnation);
+    if (r->code != PL_E_TIMEOUT && !w->lies)
+        sim_break(s, "an honest worker is never expelled", r->code, w->incarnation);
     s->n_quarantined++;
+    w->outside_ms = 0;
     w->is_up = 0;
     w->wake_ms = s->now_ms + 500;
 }
@@ -103,6 +117,7 @@ void sim_worker_hear(sim *s, int i, const pl_msg *m)
         }
         w->epoch = m->h.epoch;
         w->joined = 1;
+        w->outside_ms = 0;
         return;
     }
     if (m->h.epoch > w->epoch) {
@@ -124,11 +139,8 @@ void sim_worker_hear(sim *s, int i, const pl_msg *m)
 
 static void worker_result(sim *s, int i, work *at)
 {
-    sim_worker *w = &s->workers[i];
-    text t = bed_text(at->batch, at->uid);
-    if (w->lies)
-        t.tokens[0] ^= 1;
-    pl_msg m = bed_result(at->batch, at->uid, at->group, at->version, &t);
+    pl_msg m = bed_result(at->batch, at->uid, at->group, at->version, &at->t);
+    m.u.result.attempt = at->attempt;
     worker_say(s, i, &m, PL_MSG_RESULT);
 }
 
@@ -136,7 +148,7 @@ static void worker_result(sim *s, int i, work *at)
 static void worker_round(sim *s, int i, work *at)
 {
     sim_worker *w = &s->workers[i];
-    const text t = bed_text(at->batch, at->uid);
+    const text t = at->t;
     if (!at->held) {
         at->n += sim_draw(s, 6) == 0;
         if (at->n >= t.n) {
@@ -157,7 +169,8 @@ static void worker_round(sim *s, int i, work *at)
                         .pos0 = at->told,
                         .tokens = {t.tokens + at->told, at->n - at->told},
                         .logprobs = {t.logprobs + at->told, at->n - at->told},
-                        .sources = {t.sources + at->told, at->n - at->told}}};
+                        .sources = {t.sources + at->told, at->n - at->told},
+                        .attempt = at->attempt}};
         at->told = at->n;
         worker_say(s, i, &m, PL_MSG_PROGRESS);
     }
@@ -251,6 +264,7 @@ static void trainer_open(sim *s, uint64_t batch)
     t->batch = batch;
     t->progress = (pl_msg_batch){0};
     memset(t->state, 0, sizeof t->state);
+    memset(t->attempt, 0, sizeof t->attempt);
     t->groups_ms = t->said_ms = 0;
 }
 
@@ -299,10 +313,24 @@ static void trainer_say_version(sim *s)
 static void trainer_say_reward(sim *s, int i)
 {
     /* Timed out here, not there: only the ledger makes it one value. */
+    const text *x = &s->trainer.texts[i], honest = bed_text(s->trainer.batch, 100 + (uint32_t)i);
+    const int is_lie = memcmp(x->tokens, honest.tokens, honest.n * 4) != 0;
     pl_msg m = {.u.reward = {.batch = s->trainer.batch,
                     .uid = 100 + (uint32_t)i,
-                    .score = (float)((uint64_t)i + s->trainer.incarnation % 7)}};
+                    .score = (float)((uint64_t)i + s->trainer.incarnation % 7 + 1000u * is_lie),
+                    .attempt = s->trainer.attempt[i]}};
     trainer_say(s, &m, PL_MSG_REWARD);
+}
+
+static void trainer_say_refuse(sim *s, int i)
+{
+    pl_msg m = {.u.refuse = {.batch = s->trainer.batch,
+                    .uid = 100 + (uint32_t)i,
+                    .code = 1,
+                    .reason = "token",
+                    .attempt = s->trainer.attempt[i] - 1,
+                    .position = s->trainer.position[i]}};
+    trainer_say(s, &m, PL_MSG_REFUSE);
 }
 
 static void trainer_collect(sim *s)
@@ -344,8 +372,11 @@ static int trainer_audit(sim *s)
             continue;
         if (!s->with_liars)
             sim_break(s, "a sample is what it must be", (uint64_t)i, t->batch);
-        pl_msg m = {.u.refuse = {t->batch, 100 + (uint32_t)i, 1, "token"}};
-        trainer_say(s, &m, PL_MSG_REFUSE);
+        for (t->position[i] = 0;
+             t->texts[i].tokens[t->position[i]] == honest.tokens[t->position[i]];)
+            t->position[i]++;
+        t->attempt[i]++;
+        trainer_say_refuse(s, i);
         t->state[i] = AWAITED;
         s->n_refused++;
         good = 0;
@@ -416,6 +447,11 @@ static void trainer_result(sim *s, const pl_msg_result *r)
     const uint32_t i = r->uid - 100;
     if (r->batch != t->batch || i >= N_SAMPLES || t->state[i] != AWAITED || t->phase == CONSUME)
         return;
+    if (r->attempt < t->attempt[i]) {
+        trainer_say_refuse(s, (int)i);
+        return;
+    }
+    t->attempt[i] = r->attempt;
     t->texts[i].n = r->tokens.n;
     memcpy(t->texts[i].tokens, r->tokens.data, (size_t)r->tokens.n * 4);
     t->rewards[i] = r->reward;
@@ -450,6 +486,10 @@ void sim_trainer_hear(sim *s, const pl_msg *m)
         return;
     switch (m->h.type) {
     case PL_MSG_WELCOME:
+        if (!t->joined || m->h.epoch > t->epoch) {
+            t->progress = (pl_msg_batch){0};
+            t->groups_ms = 0;
+        }
         t->joined = 1;
         t->epoch = m->h.epoch;
         break;
@@ -469,7 +509,8 @@ void sim_trainer_hear(sim *s, const pl_msg *m)
         trainer_result(s, &m->u.result);
         break;
     case PL_MSG_REWARD:
-        if (m->u.reward.batch == t->batch && i < N_SAMPLES && t->state[i] == SENT) {
+        if (m->u.reward.batch == t->batch && i < N_SAMPLES && t->state[i] == SENT &&
+            m->u.reward.attempt == t->attempt[i]) {
             t->rewards[i] = m->u.reward.score;
             t->state[i] = READY;
         }

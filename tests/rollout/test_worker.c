@@ -349,6 +349,46 @@ Test(worker, a_version_that_does_not_load_is_tried_three_times)
     end();
 }
 
+Test(worker, a_later_attempt_begins_anew_and_an_earlier_one_is_late, .timeout = 60)
+{
+    pl_msg m;
+    begin(4);
+    join(&w);
+    say_lease(&w, 9, NULL); /* one token */
+    for (int n = 0; n < 10 && w.n_result == 0; n++)
+        expect_turns(&w, 1, 10);
+    make_lease(&w, 9, NULL, &m);
+    m.u.lease.attempt = 1;
+    say(&w, &m, PL_MSG_LEASE);
+    cr_assert_eq(w.w->n_running, 1, "the result it holds was refused");
+    say_lease(&w, 9, NULL);
+    cr_assert_eq(w.w->samples[0]->attempt, 1);
+    for (int n = 0; n < 10 && w.n_result == 1; n++)
+        expect_turns(&w, 1, 10);
+    expect_result(&w, 9);
+    cr_assert_eq(w.heard[9].attempt, 1, "RESULT says of which");
+    end();
+}
+
+Test(worker, a_prefix_that_cannot_be_is_left_and_the_sample_begun_at_its_prompt, .timeout = 60)
+{
+    int32_t token = INT32_MAX;
+    float logprob = 0;
+    uint8_t source = 0;
+    pl_msg m;
+    begin(4);
+    join(&w);
+    make_lease(&w, 0, NULL, &m);
+    m.u.lease.prefix = (pl_span){&token, 1};
+    m.u.lease.prefix_logprobs = (pl_span){&logprob, 1};
+    m.u.lease.prefix_sources = (pl_span){&source, 1};
+    cr_assert_eq(say(&w, &m, PL_MSG_LEASE), PL_OK);
+    for (int n = 0; n < 200 && w.n_result == 0; n++)
+        expect_turns(&w, 1, 10);
+    expect_result(&w, 0);
+    end();
+}
+
 Test(worker, a_lease_that_cannot_be_run_ends_it_at_the_third_try, .timeout = 60)
 {
     pl_msg m;

@@ -13,6 +13,7 @@ typedef struct heard { /* of one sample */
     answer progress;   /* as far as it joins what is known */
     uint8_t sources[MAX_TOKENS], result_sources[MAX_TOKENS];
     int n_results, n_progress, is_acked;
+    uint32_t attempt; /* of the newest RESULT */
 } heard;
 
 typedef struct world {
@@ -69,6 +70,7 @@ static inline void hear_result(world *x, const pl_msg_result *r)
         .n_accepted = (int)r->accepted,
         .n_verify = (int)r->steps};
     x->n_result++;
+    h->attempt = r->attempt;
     cr_assert_eq(r->policy_version, x->version);
     cr_assert_eq(r->group, r->uid / N);
     cr_assert_eq(r->temperature, request_of((int)r->uid).temperature);

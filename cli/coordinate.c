@@ -1,0 +1,146 @@
+/* cli/coordinate.c - paceline coordinator: the process that grants leases and keeps the ledger. */
+#include "cli/run.h"
+#include "cli/version.h"
+#include "core/file.h"
+#include "rollout/coordinator.h"
+#include "tensor/tensor.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+typedef struct watch {
+    const char *run_dir;
+    double orphan_since;
+} watch;
+
+enum { PATIENCE_S = 60, CONFIG_BYTES_MAX = 256 << 10 };
+
+/* A signal, or no supervisor for a minute, and it leaves. */
+static int should_stop(void *ctx)
+{
+    watch *w = ctx;
+
+    if (cli_stop)
+        return 1;
+    if (run_is_locked(w->run_dir, "lock"))
+        w->orphan_since = run_seconds();
+    return run_seconds() - w->orphan_since > PATIENCE_S;
+}
+
+/* The run's own number: of its ledger, and of nothing else. */
+static pl_status run_id(const char *dir, char out[20], pl_error *err)
+{
+    char path[PL_CONFIG_STR + 16], *text = NULL;
+    size_t n = 0;
+    uint64_t id;
+
+    snprintf(path, sizeof path, "%s/id", dir);
+    pl_status st = pl_file_read(&text, &n, path, 64, err);
+    if (st == PL_E_NOENT) {
+        if (getrandom(&id, sizeof id, 0) != sizeof id)
+            return pl_fail(err, PL_E_IO, "getrandom: %s", strerror(errno));
+        snprintf(out, 20, "%016llx\n", (unsigned long long)id);
+        st = pl_file_write(path, out, 17, err);
+    } else if (st == PL_OK) {
+        snprintf(out, 20, "%s", text);
+    }
+    out[strcspn(out, "\n")] = 0;
+    free(text);
+    return st;
+}
+
+static pl_status coordinate(
+    const run_config *c, const run_supervise_options *wire, const char *dir, pl_error *err)
+{
+    char ledger[PL_CONFIG_STR + 16], endpoint[PL_CONFIG_STR + 16], config[PL_CONFIG_STR + 16];
+    char address[512], run[20], *text = NULL;
+    size_t n_text = 0;
+    int fd = -1;
+    watch w = {dir, run_seconds()};
+    const pl_log log = {PL_LOG_WARN, STDERR_FILENO, isatty(STDERR_FILENO)};
+
+    snprintf(ledger, sizeof ledger, "%s/ledger", dir);
+    snprintf(endpoint, sizeof endpoint, "%s/endpoint", dir);
+    snprintf(config, sizeof config, "%s/config.yaml", dir);
+    pl_status st = run_lock(dir, "coordinator.lock", &fd, err);
+    if (st == PL_OK)
+        st = run_coordinator_address(dir, address, sizeof address, err);
+    if (st == PL_OK)
+        st = pl_file_read(&text, &n_text, config, CONFIG_BYTES_MAX, err);
+    if (st == PL_OK)
+        st = run_id(dir, run, err);
+    const pl_coordinate_options o = {.machine = {.run = run,
+                                         .build = PL_VERSION " " PL_COMMIT,
+                                         .numeric_class = PL_NUMERIC_CLASS,
+                                         .config_hash = run_config_hash(c),
+                                         .config = text,
+                                         .n_config = (uint32_t)n_text,
+                                         .heartbeat_ms = 500,
+                                         .lost_ms = 1000 * (uint32_t)c->rollout.heartbeat_timeout,
+                                         .resend_ms = 1000,
+                                         .n_workers = (uint32_t)c->rollout.num_workers,
+            .stall_s = (uint32_t)c->trainer.stall_seconds,
+                                         .join_timeout_s = 60},
+        .ledger = ledger,
+        .address = address,
+        .listen = wire->listen,
+        .keys = wire->keys,
+        .endpoint_file = endpoint,
+        .should_stop = should_stop,
+        .ctx = &w};
+    if (st == PL_OK)
+        st = pl_coordinate(&o, &log, err);
+    free(text);
+    if (fd >= 0)
+        close(fd);
+    return st;
+}
+
+/* A flood of connections must not leave the next worker without a descriptor. */
+static void raise_file_limit(void)
+{
+    struct rlimit r;
+
+    if (getrlimit(RLIMIT_NOFILE, &r) != 0)
+        return;
+    r.rlim_cur = r.rlim_max;
+    (void)setrlimit(RLIMIT_NOFILE, &r);
+}
+
+int cmd_coordinator(int argc, char **argv)
+{
+    run_config config;
+    run_supervise_options wire = {0};
+    char path[PL_CONFIG_STR + 16];
+    int n, helped;
+    const cli_option options[] = {
+        {"listen", CLI_STRING, &wire.listen, 0, 0, "ADDRESS", "as of paceline run"},
+        {"keys", CLI_STRING, &wire.keys, 0, 0, "DIR", "as of paceline run"},
+        {0},
+    };
+    pl_error err = {0};
+
+    pl_status st = cli_parse(argc, argv, "coordinator RUN_DIR", options, &n, &helped, &err);
+    if (st == PL_OK && helped)
+        return 0;
+    if (st == PL_OK && (n != 1 || strlen(argv[1]) >= PL_CONFIG_STR))
+        st = pl_fail(&err, PL_E_USAGE, "coordinator wants RUN_DIR: paceline run starts it");
+    if (st == PL_OK) {
+        snprintf(path, sizeof path, "%s/config.yaml", argv[1]);
+        st = run_config_load(&config, path, NULL, 0, &err);
+    }
+    if (st == PL_OK) {
+        cli_catch_signals(1);
+        raise_file_limit();
+        st = coordinate(&config, &wire, argv[1], &err);
+    }
+    if (st == PL_E_STOPPED)
+        return 0;           /* who asked it to stop knows */
+    if (st == PL_E_STOPPED) /* whoever asked knows why */
+        return pl_status_exit_code(st);
+    return st == PL_OK ? 0 : cli_report(&err);
+}

@@ -1,0 +1,249 @@
+/* cli/work.c - paceline worker: joins a run, here or on another machine, and leaves it again. */
+#include "cli/run.h"
+#include "cli/version.h"
+#include "core/file.h"
+#include "rollout/worker.h"
+#include "tensor/tensor.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+enum { PATIENCE_S = 60, FETCH_TIMEOUT_MS = 30000 };
+
+typedef struct work {
+    pl_worker_options o;
+    int64_t threads;
+    const char *isa;
+    pl_log log;
+    pl_ipc *ipc;
+    char host[64];
+    run_config config; /* of the run, from WELCOME */
+    cli_model m;       /* model NULL: nothing loaded yet */
+    pl_engine *engine;
+    char cache[PL_CONFIG_STR + 32]; /* what was fetched; empty until then */
+} work;
+
+typedef struct life { /* of a long call: the coordinator hears from us */
+    void (*keep_alive)(void *);
+    void *ctx;
+} life;
+
+static int on_fetched(void *ctx, uint64_t done, uint64_t total)
+{
+    const life *l = ctx;
+    (void)done;
+    (void)total;
+    l->keep_alive(l->ctx);
+    return cli_stop > 0;
+}
+
+/* A directory of our own for what comes over the wire. */
+static pl_status make_cache(work *w, pl_error *err)
+{
+    const char *base = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
+
+    if (w->cache[0])
+        return PL_OK;
+    if (base && base[0])
+        snprintf(w->cache, sizeof w->cache, "%s/paceline", base);
+    else
+        snprintf(w->cache, sizeof w->cache, "%s/.cache/paceline", home && home[0] ? home : "/tmp");
+    const pl_status st = pl_dir_make(w->cache, err);
+    const size_t n = strlen(w->cache);
+    snprintf(w->cache + n, sizeof w->cache - n, "/worker-XXXXXX");
+    if (st == PL_OK && !mkdtemp(w->cache))
+        return pl_fail(err, PL_E_IO, "'%s': %s", w->cache, strerror(errno));
+    return st;
+}
+
+/* The version as a model directory in the cache: the small files once, the weights each time. */
+static pl_status fetch(work *w, const pl_msg_version *v, const life *l, pl_error *err)
+{
+    char path[sizeof w->cache + 32];
+
+    pl_status st = make_cache(w, err);
+    if (st == PL_OK && !w->engine) {
+        snprintf(path, sizeof path, "%s/" PL_BUNDLE_FILE, w->cache);
+        st = pl_fetch(w->ipc, v->endpoint, &v->bundle, v->n_bundle, path, FETCH_TIMEOUT_MS,
+            on_fetched, (void *)(uintptr_t)l, err);
+        if (st == PL_OK)
+            st = pl_bundle_unpack(path, w->cache, err);
+    }
+    snprintf(path, sizeof path, "%s/model.safetensors", w->cache);
+    if (st == PL_OK)
+        st = pl_fetch(w->ipc, v->endpoint, &v->hash, v->n_bytes, path, FETCH_TIMEOUT_MS, on_fetched,
+            (void *)(uintptr_t)l, err);
+    return st == PL_OK ? st : pl_wrap(err, st, "weights of version %u", v->version);
+}
+
+/* On the trainer's machine the files are there; that they are the ones is checked all the same. */
+static pl_status check_files(const work *w, const pl_msg_version *v, const life *l, pl_error *err)
+{
+    char path[PL_CONFIG_STR + 128];
+    pl_file f = {0};
+    pl_hash root;
+
+    snprintf(path, sizeof path, "%s/model.safetensors", v->dir);
+    pl_status st = pl_file_open(&f, path, err);
+    if (st != PL_OK)
+        return st;
+    l->keep_alive(l->ctx);
+    st = pl_content_hash(f.data, f.size, w->o.n_threads, NULL, &root, err);
+    l->keep_alive(l->ctx);
+    if (st == PL_OK && (f.size != v->n_bytes || memcmp(root.b, v->hash.b, sizeof root.b) != 0))
+        st = pl_fail(err, PL_E_FORMAT,
+            "'%s' is not the weights that version %u names: it was changed on disk", path,
+            v->version);
+    pl_file_close(&f);
+    return st;
+}
+
+static pl_status open_engine(work *w, const char *dir, const pl_msg_version *v, pl_error *err)
+{
+    const cli_model_options mo = {.path = dir, .isa = w->isa, .threads = w->threads};
+    pl_engine_options eo;
+
+    pl_status st = cli_model_open(&w->m, &mo, &w->log, err);
+    if (st != PL_OK)
+        return st;
+    run_engine_options(&w->config, (int)v->max_ctx, &eo);
+    st = pl_engine_new(&w->engine, w->m.model, w->m.tokenizer, &eo, &w->log, err);
+    if (st != PL_OK)
+        cli_model_close(&w->m);
+    return st;
+}
+
+static pl_status reload(work *w, const char *dir, pl_error *err)
+{
+    pl_source *s = NULL;
+
+    pl_status st = pl_source_open(&s, dir, err);
+    if (st == PL_OK)
+        st = pl_model_load(w->m.model, s, NULL, err);
+    pl_source_close(s);
+    return st;
+}
+
+static pl_status load(void *ctx, const pl_msg_version *v, void (*keep_alive)(void *), void *ka_ctx,
+    pl_engine **engine, pl_error *err)
+{
+    work *w = ctx;
+    const life l = {keep_alive, ka_ctx};
+    const int is_here = strcmp(v->host, w->host) == 0 && access(v->dir, R_OK) == 0;
+    pl_status st;
+
+    if (is_here && w->engine) {
+        st = run_load_checked(w->m.model, v->dir, &v->hash, keep_alive, ka_ctx, err);
+    } else {
+        const char *dir;
+        st = is_here ? check_files(w, v, &l, err) : fetch(w, v, &l, err);
+        dir = is_here ? v->dir : w->cache;
+        if (st == PL_OK)
+            st = w->engine ? reload(w, dir, err) : open_engine(w, dir, v, err);
+    }
+    if (st == PL_OK)
+        st = pl_engine_new_version(w->engine, v->version, err);
+    *engine = w->engine;
+    return st;
+}
+
+static pl_status joined(void *ctx, const pl_msg_welcome *m, pl_error *err)
+{
+    work *w = ctx;
+
+    if (w->engine)
+        return PL_OK; /* the engine is made: a run's configuration does not change */
+    return run_config_parse(&w->config, m->config.data, m->config.n, "the run's config.yaml", err);
+}
+
+static int should_stop(void *ctx)
+{
+    (void)ctx;
+    return cli_stop;
+}
+
+static pl_status work_all(
+    work *w, const char *connect, const char *keys, const char *name, pl_error *err)
+{
+    const int is_local = strncmp(connect, "tcp://", 6) != 0;
+    const pl_ipc_options io = {.keys = keys};
+    const pl_worker_io callbacks = {
+        .ctx = w, .load = load, .should_stop = should_stop, .joined = joined};
+    char address[512], lock[80];
+    int fd = -1;
+    pl_status st = PL_OK;
+
+    snprintf(address, sizeof address, "%s", connect);
+    if (is_local && name) { /* one of the supervisor's */
+        snprintf(lock, sizeof lock, "%.64s.lock", name);
+        st = run_lock(connect, lock, &fd, err);
+    }
+    if (st == PL_OK && is_local)
+        st = run_find_coordinator(connect, PATIENCE_S, address, sizeof address, err);
+    if (st == PL_OK)
+        st = pl_ipc_new(&w->ipc, &io, &w->log, err);
+    w->o.address = address;
+    if (st == PL_OK)
+        st = pl_work(&w->o, &callbacks, w->ipc, &w->log, err);
+    pl_ipc_free(w->ipc);
+    pl_engine_free(w->engine);
+    cli_model_close(&w->m);
+    if (w->cache[0]) {
+        pl_error ignored = {0};
+        (void)pl_dir_remove(w->cache, &ignored);
+    }
+    if (fd >= 0)
+        close(fd);
+    return st;
+}
+
+int cmd_worker(int argc, char **argv)
+{
+    work w = {.isa = "auto", .log = {PL_LOG_WARN, STDERR_FILENO, isatty(STDERR_FILENO)}};
+    const char *connect = NULL, *name = NULL, *keys = NULL;
+    int64_t max_seqs = 64;
+    char own_name[64];
+    int n, helped;
+    const cli_option options[] = {
+        {"connect", CLI_STRING, &connect, 0, 0, "RUN_DIR|tcp://HOST:PORT", "the run to join"},
+        {"name", CLI_STRING, &name, 0, 0, "NAME", "unique in the run (default: host and process)"},
+        {"threads", CLI_INT, &w.threads, 0, 1024, "N", "0: one a core"},
+        {"isa", CLI_STRING, &w.isa, 0, 0, "NAME", "auto, amx, avx512, avx2 or ref"},
+        {"max-seqs", CLI_INT, &max_seqs, 1, 1024, "N", "samples at once (default 64)"},
+        {"keys", CLI_STRING, &keys, 0, 0, "DIR", "client keys of paceline keygen, for tcp"},
+        {0},
+    };
+    pl_error err = {0};
+    cli_model probe = {0};
+
+    pl_status st = cli_parse(
+        argc, argv, "worker --connect RUN_DIR|tcp://HOST:PORT", options, &n, &helped, &err);
+    if (st == PL_OK && helped)
+        return 0;
+    if (st == PL_OK && (!connect || n > 0))
+        st = pl_fail(&err, PL_E_USAGE,
+            "worker wants --connect RUN_DIR, or tcp://HOST:PORT of a run with --listen");
+    if (st == PL_OK) /* what this machine is, before anything is promised */
+        st = cli_backend_open(&probe, w.isa, w.threads, &err);
+    if (st != PL_OK)
+        return cli_report(&err);
+    run_host(w.host);
+    /* One that was killed keeps its name for a while: the next one has another. */
+    snprintf(own_name, sizeof own_name, "%.32s.%d", name ? name : w.host, (int)getpid());
+    w.o = (pl_worker_options){.name = own_name,
+        .numeric_class = PL_NUMERIC_CLASS,
+        .build = PL_VERSION " " PL_COMMIT,
+        .host = w.host,
+        .n_threads = pl_team_size(probe.team),
+        .max_seqs = (int)max_seqs,
+        .patience_s = PATIENCE_S};
+    cli_model_close(&probe);
+    cli_catch_signals(1);
+    st = work_all(&w, connect, keys, name, &err);
+    if (st == PL_E_STOPPED)
+        return 0; /* asked to leave: its samples go on elsewhere */
+    return st == PL_OK ? 0 : cli_report(&err);
+}
