@@ -10,6 +10,7 @@
 #include <string.h>
 #include <sys/random.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 typedef struct watch {
@@ -69,6 +70,9 @@ static pl_status coordinate(
     pl_status st = run_lock(dir, "coordinator.lock", &fd, err);
     if (st == PL_OK)
         st = run_coordinator_address(dir, address, sizeof address, err);
+    if (st == PL_OK && strstr(address, "/paceline-"))
+        pl_log_warn(
+            &log, "the path of '%s' is too long for a socket: listening at %s", dir, address);
     if (st == PL_OK)
         st = pl_file_read(&text, &n_text, config, CONFIG_BYTES_MAX, err);
     if (st == PL_OK)
@@ -83,7 +87,7 @@ static pl_status coordinate(
                                          .lost_ms = 1000 * (uint32_t)c->rollout.heartbeat_timeout,
                                          .resend_ms = 1000,
                                          .n_workers = (uint32_t)c->rollout.num_workers,
-            .stall_s = (uint32_t)c->trainer.stall_seconds,
+                                         .stall_s = (uint32_t)c->trainer.stall_seconds,
                                          .join_timeout_s = 60},
         .ledger = ledger,
         .address = address,
@@ -92,6 +96,10 @@ static pl_status coordinate(
         .endpoint_file = endpoint,
         .should_stop = should_stop,
         .ctx = &w};
+    if (st == PL_OK)
+        st = pl_dir_make(ledger, err);
+    if (st == PL_OK && chmod(ledger, 0700) != 0) /* it holds the prompts and the responses */
+        st = pl_fail(err, PL_E_IO, "'%s': %s", ledger, strerror(errno));
     if (st == PL_OK)
         st = pl_coordinate(&o, &log, err);
     free(text);

@@ -12,7 +12,7 @@ make --no-print-directory -C "$build-asan" -j"$(nproc)" >/dev/null
 printf 'leak:%s\n' libcriterion.so libdnnl.so >"$logs/suppressions" # not ours
 ASAN_OPTIONS="log_path=$logs/asan:detect_leaks=1:abort_on_error=0" \
     LSAN_OPTIONS="suppressions=$logs/suppressions:print_suppressions=0" \
-    PL_SANITIZED=1 ctest --test-dir "$build-asan" --timeout 1800 -LE slow --output-on-failure >"$build-asan/tests.log" 2>&1 ||
+    PL_SANITIZED=1 ctest --test-dir "$build-asan" -j"$(nproc)" --timeout 1800 -LE slow --output-on-failure >"$build-asan/tests.log" 2>&1 ||
     { tail -n 80 "$build-asan/tests.log"; head -qn 25 "$logs"/asan.* 2>/dev/null; exit 1; }
 grep -E 'tests passed' "$build-asan/tests.log"
 found=0
