@@ -62,7 +62,8 @@ static pl_status coordinate(
     size_t n_text = 0;
     int fd = -1;
     watch w = {dir, run_seconds()};
-    const pl_log log = {PL_LOG_WARN, STDERR_FILENO, isatty(STDERR_FILENO)};
+    const pl_log log = {wire->listen ? PL_LOG_INFO : PL_LOG_WARN, STDERR_FILENO,
+        isatty(STDERR_FILENO)}; /* who joins from elsewhere is worth a line */
 
     snprintf(ledger, sizeof ledger, "%s/ledger", dir);
     snprintf(endpoint, sizeof endpoint, "%s/endpoint", dir);
@@ -100,6 +101,9 @@ static pl_status coordinate(
         st = pl_dir_make(ledger, err);
     if (st == PL_OK && chmod(ledger, 0700) != 0) /* it holds the prompts and the responses */
         st = pl_fail(err, PL_E_IO, "'%s': %s", ledger, strerror(errno));
+    if (st == PL_OK && wire->listen)
+        pl_log_info(&log, "listening at %s for workers with keys of '%s'", wire->listen,
+            wire->keys ? wire->keys : "");
     if (st == PL_OK)
         st = pl_coordinate(&o, &log, err);
     free(text);

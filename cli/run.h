@@ -58,6 +58,8 @@ pl_status run_config_load(
 /* A resolved one from memory; name stands in messages. */
 pl_status run_config_parse(
     run_config *c, const char *text, size_t n_bytes, const char *name, pl_error *err);
+/* 1 when RUN/config.yaml says the same. */
+int run_config_is_written(const run_config *c);
 /* Write RUN/config.yaml, resolved. */
 pl_status run_config_write(const run_config *c, pl_error *err);
 /* Hash of the keys that decide the bits of the weights, besides code and numeric class. */

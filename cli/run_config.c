@@ -29,7 +29,7 @@ static const pl_config_key rollout_keys[] = {
         "rows of one pass: prefill, decode and drafts together"},
     {ROLLOUT "num_workers", R(num_workers), PL_INT, 0, 1024, "0", NULL,
         "worker processes, each with its share of the cores; 0: rollouts in the trainer's process"},
-    {ROLLOUT "heartbeat_timeout", R(heartbeat_timeout), PL_INT, 1, 3600, "5", NULL,
+    {ROLLOUT "heartbeat_timeout", R(heartbeat_timeout), PL_INT, 1, 3600, "10", NULL,
         "seconds of silence after which a worker's samples go elsewhere; a worker says nothing "
         "during a pass of the model, so more than the longest of those"},
     {ROLLOUT "ignore_eos", R(ignore_eos), PL_BOOL, 0, 0, "false", NULL,
@@ -201,23 +201,53 @@ void run_engine_options(const run_config *c, int max_ctx, pl_engine_options *o)
     o->suffix.decay = (float)c->speculative.suffix_decay;
 }
 
-pl_status run_config_write(const run_config *c, pl_error *err)
+/* As YAML; *returns owned*, NULL without memory. */
+static char *resolved(const run_config *c, size_t *n)
 {
-    char path[PL_CONFIG_STR + 16], *text = NULL;
-    size_t n = 0;
     pl_config_section sections[RUN_SECTIONS];
     run_config copy = *c;
-    FILE *f = open_memstream(&text, &n);
+    char *text = NULL;
+    FILE *f = open_memstream(&text, n);
 
     if (!f)
-        return pl_fail(err, PL_E_NOMEM, "config.yaml: no memory");
+        return NULL;
     run_config_sections(&copy, sections);
     pl_config_dump(sections, RUN_SECTIONS, 0, f);
-    if (fclose(f) != 0) {
-        free(text);
+    if (fclose(f) == 0)
+        return text;
+    free(text);
+    return NULL;
+}
+
+static void config_path(const run_config *c, char path[PL_CONFIG_STR + 16])
+{
+    snprintf(path, PL_CONFIG_STR + 16, "%s/config.yaml", c->trainer.default_local_dir);
+}
+
+int run_config_is_written(const run_config *c)
+{
+    char path[PL_CONFIG_STR + 16], *there = NULL;
+    size_t n = 0, n_there = 0;
+    char *text = resolved(c, &n);
+    pl_error none = {0};
+
+    config_path(c, path);
+    const int is_same = text && pl_file_read(&there, &n_there, path, 1 << 20, &none) == PL_OK &&
+                        n == n_there && memcmp(text, there, n) == 0;
+    free(there);
+    free(text);
+    return is_same;
+}
+
+pl_status run_config_write(const run_config *c, pl_error *err)
+{
+    char path[PL_CONFIG_STR + 16];
+    size_t n = 0;
+    char *text = resolved(c, &n);
+
+    if (!text)
         return pl_fail(err, PL_E_NOMEM, "config.yaml: no memory");
-    }
-    snprintf(path, sizeof path, "%s/config.yaml", c->trainer.default_local_dir);
+    config_path(c, path);
     const pl_status st = pl_file_write(path, text, n, err);
     free(text);
     return st;

@@ -194,6 +194,19 @@ static pl_status open_source(run *r, pl_error *err)
         &r->source, &r->config, &r->m, run_data_longest(&r->data), &r->scorer, &r->log, err);
 }
 
+/* Those of a run with workers whose paceline run was lost. */
+static pl_status check_orphans(const run *r, pl_error *err)
+{
+    const int trainer = run_locked_by(run_dir(r), "trainer.lock");
+
+    if (trainer <= 0)
+        return PL_OK;
+    return pl_fail(err, PL_E_IO,
+        "a trainer (process %d) is still at work in '%s': take it over with "
+        "rollout.num_workers=1 or more, or stop it first (kill %d)",
+        trainer, run_dir(r), trainer);
+}
+
 static pl_status open_run(run *r, int dry_run, pl_error *err)
 {
     const cli_model_options mo = {.path = r->config.rollout.model_path,
@@ -218,6 +231,8 @@ static pl_status open_run(run *r, int dry_run, pl_error *err)
     if (st == PL_OK)
         st = r->is_remote ? run_lock(run_dir(r), "trainer.lock", &r->lock_fd, err)
                           : run_lock_directory(run_dir(r), &r->lock_fd, err);
+    if (st == PL_OK && !r->is_remote)
+        st = check_orphans(r, err);
     if (st == PL_OK && !r->is_remote)
         st = run_config_write(&r->config, err);
     if (st == PL_OK)
@@ -504,6 +519,12 @@ static pl_status train(run *r, pl_error *err)
     double reward;
     pl_status st = PL_OK;
 
+    if (r->state.step >= total && total > 0) {
+        printf("complete   all %lld steps are done: the policy is measured again; name another "
+               "trainer.default_local_dir for another run\n",
+            (long long)total);
+        r->config.trainer.compare_prompts = 0;
+    }
     if (r->state.step == 0 && r->config.trainer.val_before_train && r->data.val) {
         st = evaluate_all(r, &r->state.val_before, err);
         if (st == PL_OK)

@@ -97,7 +97,10 @@ static int adopt(const supervisor *s, child *c)
         return 0;
     c->pid = pid;
     c->is_ours = 0;
-    pl_log_info(&s->log, "%s runs already (process %d): adopted", c->name, (int)pid);
+    pl_log_info(&s->log, "%s runs already (process %d): adopted%s", c->name, (int)pid,
+        c == s->children + TRAINER
+            ? "; its table goes where it was started, its figures to metrics.jsonl"
+            : "");
     return 1;
 }
 
@@ -177,8 +180,8 @@ static void on_end(supervisor *s, child *c, int sig, int code)
             return;
         pl_log_error(&s->log, "%s", err.msg);
     } else {
-        pl_log_error(&s->log, "%s was killed %d times in a minute: the run ends", c->name,
-            (int)RESTARTS_MAX + 1);
+        pl_log_error(&s->log, "%s was killed %d times in a minute: it is not started again%s",
+            c->name, (int)RESTARTS_MAX + 1, c < s->children + FIRST_WORKER ? ", the run ends" : "");
     }
     c->is_over = 1;
     c->code = 70;
@@ -221,7 +224,8 @@ static int settle(supervisor *s, int first, int end, double seconds)
             if (c->pid > 0 && has_ended(c, &sig, &code)) {
                 forget(c);
                 c->is_over = 1;
-                c->code = sig == SIGTERM ? 75 : sig ? 70 : code; /* before it could listen */
+                /* before it could listen; or adopted, and how it ended is not known */
+                c->code = sig == SIGTERM || !c->is_ours ? 75 : sig ? 70 : code;
             }
             n += c->pid > 0;
         }
@@ -364,6 +368,19 @@ static void call_back(supervisor *s)
             pl_log_error(&s->log, "%s", err.msg); /* tried again */
 }
 
+/* Processes that a lost supervisor left go on with the configuration that they have. */
+static pl_status check_orphans(const supervisor *s, pl_error *err)
+{
+    const pid_t trainer = run_locked_by(s->dir, "trainer.lock");
+
+    if (trainer <= 0 || run_config_is_written(s->config))
+        return PL_OK;
+    return pl_fail(err, PL_E_CONFIG,
+        "the processes of '%s' still run (trainer: %d), with another configuration than this one: "
+        "take them over with the one in config.yaml, or stop them first (kill %d)",
+        s->dir, (int)trainer, (int)trainer);
+}
+
 /* Until the trainer is done, something failed, or a signal came. */
 static void watch(supervisor *s)
 {
@@ -421,6 +438,8 @@ int run_supervise(const run_config *c)
     pl_status st = run_lock_directory(c->trainer.default_local_dir, &lock_fd, &err);
     if (st == PL_OK)
         st = run_absolute(c->trainer.default_local_dir, s.dir, sizeof s.dir, &err);
+    if (st == PL_OK)
+        st = check_orphans(&s, &err);
     if (st == PL_OK)
         st = run_config_write(c, &err);
     if (st == PL_OK)

@@ -200,6 +200,36 @@ static pl_status work_all(
     return st;
 }
 
+/* What cannot become a run in a minute is said at once. */
+static pl_status check_target(
+    const char *connect, const char *name, const char *keys, pl_error *err)
+{
+    static const char plain[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-";
+    char path[PL_CONFIG_STR + 32];
+
+    if (name && (!name[0] || name[0] == '.' || strlen(name) > 32 || name[strspn(name, plain)]))
+        return pl_fail(err, PL_E_USAGE,
+            "--name '%.40s' is not a name: 1 to 32 letters, digits, dots, dashes or underscores",
+            name);
+    if (strncmp(connect, "tcp://", 6) == 0)
+        return keys ? PL_OK
+                    : pl_fail(err, PL_E_USAGE,
+                          "tcp wants --keys DIR, with the client's keys of paceline keygen");
+    if (strstr(connect, "://"))
+        return pl_fail(err, PL_E_USAGE,
+            "--connect '%.100s' is neither a run directory nor tcp://HOST:PORT", connect);
+    snprintf(path, sizeof path, "%.*s/config.yaml", PL_CONFIG_STR, connect);
+    if (!pl_path_exists(path))
+        return pl_fail(err, PL_E_NOENT,
+            "'%.200s' is not the directory of a run: it has no config.yaml", connect);
+    if (!name && !run_is_locked(connect, "lock") && !run_is_locked(connect, "coordinator.lock"))
+        return pl_fail(err, PL_E_PEER,
+            "nothing runs in '%.200s': start it with paceline run and rollout.num_workers=1 or "
+            "more",
+            connect);
+    return PL_OK;
+}
+
 int cmd_worker(int argc, char **argv)
 {
     work w = {.isa = "auto", .log = {PL_LOG_WARN, STDERR_FILENO, isatty(STDERR_FILENO)}};
@@ -219,13 +249,18 @@ int cmd_worker(int argc, char **argv)
     pl_error err = {0};
     cli_model probe = {0};
 
-    pl_status st = cli_parse(
-        argc, argv, "worker --connect RUN_DIR|tcp://HOST:PORT", options, &n, &helped, &err);
+    pl_status st = cli_parse(argc, argv,
+        "worker --connect RUN_DIR|tcp://HOST:PORT\n\n"
+        "Joins a run and rolls out samples for it with the cores of this machine; model and\n"
+        "tokenizer come from the run.  Ctrl-C leaves: its samples go on elsewhere.",
+        options, &n, &helped, &err);
     if (st == PL_OK && helped)
         return 0;
     if (st == PL_OK && (!connect || n > 0))
         st = pl_fail(&err, PL_E_USAGE,
             "worker wants --connect RUN_DIR, or tcp://HOST:PORT of a run with --listen");
+    if (st == PL_OK)
+        st = check_target(connect, name, keys, &err);
     if (st == PL_OK) /* what this machine is, before anything is promised */
         st = cli_backend_open(&probe, w.isa, w.threads, &err);
     if (st != PL_OK)
@@ -241,6 +276,8 @@ int cmd_worker(int argc, char **argv)
         .max_seqs = (int)max_seqs,
         .patience_s = PATIENCE_S};
     cli_model_close(&probe);
+    if (!name)
+        w.log.level = PL_LOG_INFO; /* somebody looks at this terminal */
     cli_catch_signals(1);
     st = work_all(&w, connect, keys, name, &err);
     if (st == PL_E_STOPPED)
