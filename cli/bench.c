@@ -195,13 +195,15 @@ static const bench_entry *choose(bench *b, int n_args, char **args, pl_error *er
 {
     if (n_args < 1) {
         pl_error_set(err, PL_E_USAGE,
-            "bench wants a name: decode, verify, prefill, train, start, memory, processes, channel");
+            "bench wants a name: decode, verify, prefill, train, start, memory, processes, "
+            "channel");
         return NULL;
     }
     const bench_entry *e = find(args[0]);
     if (!e) {
         pl_error_set(err, PL_E_USAGE,
-            "unknown bench '%s': decode, verify, prefill, train, start, memory, processes, channel", args[0]);
+            "unknown bench '%s': decode, verify, prefill, train, start, memory, processes, channel",
+            args[0]);
         return NULL;
     }
     b->name = e->name;

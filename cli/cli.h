@@ -102,6 +102,7 @@ pl_status cli_flush(pl_error *err);
 int cmd_bench(int argc, char **argv);
 int cmd_coordinator(int argc, char **argv);
 int cmd_doctor(int argc, char **argv);
+int cmd_drafter(int argc, char **argv);
 int cmd_generate(int argc, char **argv);
 int cmd_inspect(int argc, char **argv);
 int cmd_keygen(int argc, char **argv);

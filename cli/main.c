@@ -13,6 +13,7 @@ static const cli_command commands[] = {
         "post-train a model by reinforcement learning: paceline run CONFIG [key=value ...]"},
     {"worker", cmd_worker, "join a run as a rollout worker, from another terminal or machine"},
     {"keygen", cmd_keygen, "keys for workers on other machines"},
+    {"drafter", cmd_drafter, "warm up, measure, export or import a learned drafter"},
     {"generate", cmd_generate, "sample responses"},
     {"score", cmd_score, "log-probs of given tokens or texts"},
     {"tokenize", cmd_tokenize, "text to token ids and back"},

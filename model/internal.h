@@ -4,6 +4,7 @@
 
 #include "core/arena.h"
 #include "model/draft.h"
+#include "model/features.h"
 #include "model/model.h"
 
 /* ---- weights ---- */
@@ -155,6 +156,8 @@ struct pl_pass {
     uint16_t *final_xn;        /* [max_logits, cp] */
     float *logits;             /* [max_logits, vp] */
     thread_scratch *scratch;   /* [threads] */
+    pl_features features;      /* rows NULL: not wanted */
+    int feature_layers[PL_FEATURE_LAYERS];
 };
 
 /* Lay out the rows of a pass.  Errors: those of pl_pass_run. */
@@ -165,6 +168,9 @@ void pass_layer(
     pl_pass *p, int layer, const layer_acts *a, float *x_out, int i_thread, int n_threads);
 /* The attention of a layer alone: needs a->q, a->k, a->v; writes a->ao (and att_m, att_l). */
 void pass_attention(pl_pass *p, int layer, const layer_acts *a, int i_thread, int n_threads);
+/* Copy what is wanted of a layer's output, and of the last layer's: no barrier, see features.c. */
+void pass_capture_layer(pl_pass *p, int layer, int i_thread, int n_threads);
+void pass_capture_hidden(pl_pass *p, int i_thread, int n_threads);
 /* Advance the chain segments' n_tokens. */
 void pass_end(pl_pass *p);
 

@@ -350,8 +350,11 @@ static void run_team(void *ctx, int i_thread, int n_threads)
     pl_pass *p = ctx;
 
     pass_embed(p, p->acts.x_in, i_thread, n_threads);
-    for (int l = 0; l < p->m->arch.n_layers; l++)
+    for (int l = 0; l < p->m->arch.n_layers; l++) {
         pass_layer(p, l, &p->acts, p->acts.x_in, i_thread, n_threads);
+        pass_capture_layer(p, l, i_thread, n_threads);
+    }
+    pass_capture_hidden(p, i_thread, n_threads);
     if (p->n_logits > 0)
         run_head(p, i_thread, n_threads);
 }
@@ -362,6 +365,9 @@ pl_status pl_pass_run(
     const pl_status st = pass_begin(p, pool, segs, n_segs, err);
     if (st != PL_OK)
         return st;
+    if (p->features.rows && p->n_rows > p->features.room)
+        return pl_fail(err, PL_E_INVAL, "pass: %d rows, and room for the features of %d", p->n_rows,
+            p->features.room);
     pl_team_run(p->m->team, run_team, p);
     pass_end(p);
     return PL_OK;

@@ -1,0 +1,119 @@
+/* drafter/eagle.h - the learned drafter: EAGLE-3.1, one decoder layer that reads three layers of
+ * the target (EAGLE-3: Li et al. 2025, arXiv 2503.01840; per-chunk norms and the normed recurrent
+ * state: "EAGLE-3.1").  Weights, training over packed windows, files.  What it proposes cannot
+ * change the text, so its numerics are free: bf16 products, fp32 elsewhere.
+ *
+ *   g   = fc([norm_1(f_1); norm_2(f_2); norm_3(f_3)])           f_i: outputs of three target layers
+ *   u   = [norm_in(emb(x_{t+1})); norm_hid(g)]                   2C
+ *   h   = g + Wo attn(Wq u, Wk u, Wv u, RoPE);  h = h + mlp(norm_post(h))
+ *   s   = norm_final(h);  logits = head s, over the draft vocabulary;  s is what recurs as g
+ * The feature of position t with the token at t + 1 predicts the token at t + 2; its query and key
+ * are rotated by position t, those of the k-th recurrence after it by t + k.  q is the softmax of
+ * the logits over the window's temperature, as p is of the target's. */
+#ifndef PL_DRAFTER_EAGLE_H
+#define PL_DRAFTER_EAGLE_H
+
+#include "core/error.h"
+#include "core/log.h"
+#include "model/features.h"
+#include "model/model.h"
+
+#include <stdint.h>
+
+typedef struct pl_eagle_options {
+    int n_vocab; /* of the draft vocabulary; 0: 8192, or all of the target's when smaller */
+    const int32_t *vocab; /* [n_vocab] target ids, ascending; NULL with n_vocab = V: all */
+    uint64_t seed;        /* of the random start */
+} pl_eagle_options;
+
+typedef struct pl_eagle pl_eagle;
+
+/* A random start: the head is copied from the target's rows, the final gain is a part of the
+ * target's, the rest is noise.  *borrows*
+ * the target (its embedding, its team and backend).  Errors: PL_E_NOMEM, PL_E_INVAL. */
+pl_status pl_eagle_new(
+    pl_eagle **out, const pl_model *target, const pl_eagle_options *o, pl_error *err);
+void pl_eagle_free(pl_eagle *e);
+/* A directory in the EAGLE-3 layout that SGLang and vLLM load (config.json, model.safetensors with
+ * d2t and t2d), and back.  Errors: PL_E_SHAPE (of another target, vocabulary or hidden size: says
+ * which), PL_E_FORMAT, PL_E_IO. */
+pl_status pl_eagle_save(const pl_eagle *e, const char *dir, pl_error *err);
+pl_status pl_eagle_load(pl_eagle **out, const pl_model *target, const char *dir, pl_error *err);
+int pl_eagle_n_vocab(const pl_eagle *e);
+const int32_t *pl_eagle_vocab(const pl_eagle *e); /* [n_vocab] target ids */
+size_t pl_eagle_bytes(const pl_eagle *e);         /* of parameters, fp32 */
+
+/* ---- training ---- */
+
+enum { PL_EAGLE_DEPTH_MAX = 8 };
+
+typedef struct pl_eagle_train_options {
+    int window;                                 /* tokens of a window; 256 */
+    int max_windows;                            /* of one step */
+    int depth;                                  /* TTT steps, 1 .. PL_EAGLE_DEPTH_MAX; 4 */
+    float lr, beta1, beta2, weight_decay, clip; /* AdamW; 1e-3, 0.9, 0.95, 0, 1.0 */
+    float alpha_weight;                         /* of -log alpha; the rest is cross-entropy; 0.5 */
+    float depth_decay;                          /* weight of step k: depth_decay^k; 0.8 */
+    float ema;                                  /* decay of the averaged weights; 0: none */
+    int warmup_steps;                           /* the rate rises over so many; 5 */
+} pl_eagle_train_options;
+void pl_eagle_train_defaults(pl_eagle_train_options *o);
+
+/* Consecutive positions of one recorded sample, never of two. */
+typedef struct pl_eagle_window {
+    const int32_t *tokens;    /* [n] x_t */
+    const uint16_t *features; /* [n][3][pad32(C)] bf16 */
+    const uint16_t *hidden;   /* [n][pad32(C)] bf16: the target's final normed hidden state, from
+                                 which its logits are made again */
+    const uint8_t *is_target; /* [n] 1: the prediction of token t + 1 by the target counts (response
+                                 tokens) */
+    int n;                    /* at most window */
+    int position;             /* of its first token in the sample: RoPE */
+    float temperature;        /* 0: as 1 */
+    float *lse; /* [n], or NULL.  Log-sum-exp of the target's logits over the temperature, NaN where
+                   unknown: then the step fills it in.  A window whose lse is known costs a fifth
+                   less; it must be forgotten when the target's weights change */
+} pl_eagle_window;
+
+typedef struct pl_eagle_step_stats { /* of the step's windows, by depth */
+    double loss, grad_norm;
+    int64_t n_tokens;                  /* predictions that counted, depth 1 */
+    double alpha[PL_EAGLE_DEPTH_MAX];  /* mean of sum_v min(p, q), un-renormalised p */
+    double accept[PL_EAGLE_DEPTH_MAX]; /* share of positions whose recorded next token is the
+                                          drafter's best */
+    double coverage;                   /* mass of p on the draft vocabulary */
+} pl_eagle_step_stats;
+
+typedef struct pl_eagle_trainer pl_eagle_trainer;
+/* *borrows* e.  Errors: PL_E_INVAL, PL_E_NOMEM. */
+pl_status pl_eagle_trainer_new(
+    pl_eagle_trainer **out, pl_eagle *e, const pl_eagle_train_options *o, pl_error *err);
+void pl_eagle_trainer_free(pl_eagle_trainer *t);
+/* Forward and backward over the windows (TTT with the exact attention: causal keys of step 0 and
+ * the diagonal of later steps), one AdamW update.  should_stop (may be NULL) is asked between ops:
+ * then PL_E_STOPPED and no update.  Errors: PL_E_NUMERIC (NaN in features or loss: nothing is
+ * updated). */
+pl_status pl_eagle_train_step(pl_eagle_trainer *t, const pl_eagle_window *w, int n,
+    int (*should_stop)(void *ctx), void *ctx, pl_eagle_step_stats *stats, pl_error *err);
+/* The same forward only: held-out figures. */
+pl_status pl_eagle_eval(pl_eagle_trainer *t, const pl_eagle_window *w, int n,
+    pl_eagle_step_stats *stats, pl_error *err);
+/* The same, and row is called for every counted prediction, depth by depth, with the drafter's
+ * logits [n_vocab] over the draft vocabulary: the prediction of token i_row + 2 + depth of window
+ * i_window (depth from 0).  May be called by one thread only; logits are *borrowed* for the call.
+ */
+typedef void (*pl_eagle_row_fn)(void *ctx, int i_window, int i_row, int depth, const float *logits);
+pl_status pl_eagle_eval_rows(pl_eagle_trainer *t, const pl_eagle_window *w, int n,
+    pl_eagle_row_fn row, void *ctx, pl_eagle_step_stats *stats, pl_error *err);
+/* The rate of the steps to come. */
+void pl_eagle_trainer_set_lr(pl_eagle_trainer *t, float lr);
+/* Optimizer steps so far. */
+int64_t pl_eagle_trainer_steps(const pl_eagle_trainer *t);
+/* With ema > 0: exchange the drafter's weights with their average, to evaluate or save that; a
+ * second call goes back, and must come before the next step.  Without: nothing. */
+void pl_eagle_trainer_swap_average(pl_eagle_trainer *t);
+/* Moments and step, for resume: beside the drafter's own directory. */
+pl_status pl_eagle_trainer_save(const pl_eagle_trainer *t, const char *path, pl_error *err);
+pl_status pl_eagle_trainer_load(pl_eagle_trainer *t, const char *path, pl_error *err);
+
+#endif
