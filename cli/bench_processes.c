@@ -11,7 +11,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { ROUNDS = 30, GROUPS = 8, SAMPLES = 8, TOKENS = 64, QUICK_TOKENS = 8 };
+enum { ROUNDS = 30, GROUPS = 8, SAMPLES = 8, TOKENS = 32, QUICK_TOKENS = 8 };
 enum { LOCAL, REMOTE, FORMS };
 
 typedef struct processes {

@@ -119,8 +119,8 @@ def measure(args, model, n_vocab):
     rows = []
     for i in range(args.rounds):
         records = {n: ours(args.program, args.model, n, args.threads)
-                   for n in ("prefill", "decode", "verify")}
-        for case in CASES:
+                   for n in sorted({case[0] for case in args.cases})}
+        for case in args.cases:
             best = None
             for setting in SETTINGS:
                 peer = Peer(model, n_vocab, args.threads, setting, case[2])
@@ -141,7 +141,9 @@ def main():
     p.add_argument("--rounds", type=int, default=5)
     p.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     p.add_argument("--csv")
+    p.add_argument("--only", help="one bench: prefill, decode or verify")
     args = p.parse_args()
+    args.cases = [case for case in CASES if args.only in (None, case[0])]
 
     quiet = lc.llama_log_callback(lambda level, text, data: None)
     lc.llama_log_set(quiet, None)
@@ -155,7 +157,7 @@ def main():
         lc.llama_model_free(model)
 
     table = []
-    for case in CASES:
+    for case in args.cases:
         mine = [r for r in rows if r[0] == case]
         record = mine[0][4]
         table.append({"bench": case[0], "case": case[1], "context": CONTEXT,
