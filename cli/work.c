@@ -59,22 +59,35 @@ static pl_status make_cache(work *w, pl_error *err)
     return st;
 }
 
+/* Where chunks are served, as this machine reaches it: the trainer names the address that it bound,
+ * which may be 0.0.0.0; it is on the host of the coordinator. */
+static void reach(const work *w, const char *endpoint, char *out, size_t n)
+{
+    const char *host_end = strrchr(w->o.address, ':'), *port = strrchr(endpoint, ':');
+
+    if (strncmp(w->o.address, "tcp://", 6) == 0 && strncmp(endpoint, "tcp://", 6) == 0)
+        snprintf(out, n, "%.*s%s", (int)(host_end - w->o.address), w->o.address, port);
+    else
+        snprintf(out, n, "%s", endpoint);
+}
+
 /* The version as a model directory in the cache: the small files once, the weights each time. */
 static pl_status fetch(work *w, const pl_msg_version *v, const life *l, pl_error *err)
 {
-    char path[sizeof w->cache + 32];
+    char path[sizeof w->cache + 32], endpoint[512];
 
+    reach(w, v->endpoint, endpoint, sizeof endpoint);
     pl_status st = make_cache(w, err);
     if (st == PL_OK && !w->engine) {
         snprintf(path, sizeof path, "%s/" PL_BUNDLE_FILE, w->cache);
-        st = pl_fetch(w->ipc, v->endpoint, &v->bundle, v->n_bundle, path, FETCH_TIMEOUT_MS,
-            on_fetched, (void *)(uintptr_t)l, err);
+        st = pl_fetch(w->ipc, endpoint, &v->bundle, v->n_bundle, path, FETCH_TIMEOUT_MS, on_fetched,
+            (void *)(uintptr_t)l, err);
         if (st == PL_OK)
             st = pl_bundle_unpack(path, w->cache, err);
     }
     snprintf(path, sizeof path, "%s/model.safetensors", w->cache);
     if (st == PL_OK)
-        st = pl_fetch(w->ipc, v->endpoint, &v->hash, v->n_bytes, path, FETCH_TIMEOUT_MS, on_fetched,
+        st = pl_fetch(w->ipc, endpoint, &v->hash, v->n_bytes, path, FETCH_TIMEOUT_MS, on_fetched,
             (void *)(uintptr_t)l, err);
     return st == PL_OK ? st : pl_wrap(err, st, "weights of version %u", v->version);
 }

@@ -365,7 +365,7 @@ pl_status pl_pass_run(
     const pl_status st = pass_begin(p, pool, segs, n_segs, err);
     if (st != PL_OK)
         return st;
-    if (p->features.rows && p->n_rows > p->features.room)
+    if ((p->features.rows || p->features.hidden) && p->n_rows > p->features.room)
         return pl_fail(err, PL_E_INVAL, "pass: %d rows, and room for the features of %d", p->n_rows,
             p->features.room);
     pl_team_run(p->m->team, run_team, p);

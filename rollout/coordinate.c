@@ -18,7 +18,9 @@ enum {
     FAREWELL_MS = 2000, /* after STOP or DRAIN: workers have left by then, or are left */
     PARTING_MS = 100,   /* after STOP without workers: who is just joining hears it too */
     REMOTE_MAX = 4096,  /* peers of the tcp socket that are known */
-    N_SOCKETS = 2       /* 0: this machine; 1: others */
+    LOCAL = 0,          /* the socket of this machine */
+    REMOTE = 1,         /* the socket of others: workers only */
+    N_SOCKETS = 2
 };
 
 typedef struct process {
@@ -29,7 +31,7 @@ typedef struct process {
     pl_bytes body;
     pl_ipc *ipc;
     pl_socket *sockets[N_SOCKETS];
-    pl_peer *remote; /* [n_remote] peers of sockets[1] */
+    pl_peer *remote; /* [n_remote] peers of sockets[REMOTE] */
     int n_remote, next_remote;
     int64_t unsynced_ns; /* when the first record that waits was made; 0: none waits */
     uint64_t n_syncs, n_records;
@@ -48,13 +50,13 @@ static pl_socket *socket_of(const process *p, const pl_peer *peer)
 {
     for (int i = 0; i < p->n_remote; i++)
         if (memcmp(p->remote[i].id, peer->id, PL_PEER_BYTES) == 0)
-            return p->sockets[1];
-    return p->sockets[0];
+            return p->sockets[REMOTE];
+    return p->sockets[LOCAL];
 }
 
 static void remember_remote(process *p, const pl_peer *peer)
 {
-    if (socket_of(p, peer) == p->sockets[1])
+    if (socket_of(p, peer) == p->sockets[REMOTE])
         return;
     p->remote[p->next_remote] = *peer;
     p->next_remote = (p->next_remote + 1) % REMOTE_MAX;
@@ -163,9 +165,9 @@ static pl_status bind_all(process *p, pl_error *err)
     const pl_ipc_options io = {.keys = p->o->keys, .is_server = 1};
     pl_status st = pl_ipc_new(&p->ipc, &io, p->log, err);
     if (st == PL_OK)
-        st = pl_socket_bind(&p->sockets[0], p->ipc, p->o->address, err);
+        st = pl_socket_bind(&p->sockets[LOCAL], p->ipc, p->o->address, err);
     if (st == PL_OK && p->o->listen)
-        st = pl_socket_bind(&p->sockets[1], p->ipc, p->o->listen, err);
+        st = pl_socket_bind(&p->sockets[REMOTE], p->ipc, p->o->listen, err);
     for (int i = 0; i < N_SOCKETS && st == PL_OK; i++)
         if (p->sockets[i])
             pl_socket_set_epoch(p->sockets[i], pl_coordinator_epoch(p->machine));
@@ -177,11 +179,19 @@ static pl_status write_endpoints(const process *p, pl_error *err)
     if (!p->o->endpoint_file)
         return PL_OK;
     char text[2048];
-    const int n = snprintf(text, sizeof text, "%s\n%s%s", pl_socket_address(p->sockets[0]),
-        p->sockets[1] ? pl_socket_address(p->sockets[1]) : "", p->sockets[1] ? "\n" : "");
+    const int n = snprintf(text, sizeof text, "%s\n%s%s", pl_socket_address(p->sockets[LOCAL]),
+        p->sockets[REMOTE] ? pl_socket_address(p->sockets[REMOTE]) : "",
+        p->sockets[REMOTE] ? "\n" : "");
     if (n < 0 || n >= (int)sizeof text)
         return pl_fail(err, PL_E_CONFIG, "addresses of the coordinator are too long");
     return pl_file_write(p->o->endpoint_file, text, (size_t)n, err);
+}
+
+static void refuse(process *p, int i, const pl_peer *from, const char *why)
+{
+    const pl_msg no = {.h.type = PL_MSG_REJECT, .u.reject = {PL_E_INVAL, why}};
+    (void)pl_socket_send(p->sockets[i], from, &no, NULL);
+    pl_socket_drop(p->sockets[i], from);
 }
 
 /* One message of socket i.  *any is set when there was one. */
@@ -196,17 +206,19 @@ static pl_status receive(process *p, int i, int *any, pl_error *err)
     const int is_bad = st == PL_E_FORMAT || st == PL_E_SHAPE || st == PL_E_PEER;
     if (st == PL_OK || is_bad)
         *any = 1;
+    if (st == PL_OK && i == REMOTE && m.h.type == PL_MSG_HELLO &&
+        m.u.hello.role != PL_ROLE_WORKER) {
+        refuse(p, i, &from, "only workers join from another machine");
+        return PL_OK;
+    }
     if (st == PL_OK) {
-        if (i == 1)
+        if (i == REMOTE)
             remember_remote(p, &from);
         return pl_coordinator_message(p->machine, now(), &from, &m, err);
     }
     pl_log_debug(p->log, "event=malformed: %s", bad.msg);
-    if (st == PL_E_PEER) { /* another protocol: it cannot be helped */
-        pl_msg no = {.h.type = PL_MSG_REJECT, .u.reject = {PL_E_INVAL, bad.msg}};
-        (void)pl_socket_send(p->sockets[i], &from, &no, NULL);
-        pl_socket_drop(p->sockets[i], &from);
-    }
+    if (st == PL_E_PEER) /* another protocol: it cannot be helped */
+        refuse(p, i, &from, bad.msg);
     return is_bad ? PL_OK : pl_fail(err, st, "%.400s", bad.msg);
 }
 
@@ -297,7 +309,8 @@ pl_status pl_coordinate(const pl_coordinate_options *o, const pl_log *log, pl_er
         st = write_endpoints(&p, err);
     if (st == PL_OK) {
         pl_log_info(log, "event=coordinator epoch=%llu address=%s",
-            (unsigned long long)pl_coordinator_epoch(p.machine), pl_socket_address(p.sockets[0]));
+            (unsigned long long)pl_coordinator_epoch(p.machine),
+            pl_socket_address(p.sockets[LOCAL]));
         st = run(&p, err);
         pl_log_info(log, "event=end syncs=%llu records=%llu", (unsigned long long)p.n_syncs,
             (unsigned long long)p.n_records);

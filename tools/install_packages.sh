@@ -6,7 +6,7 @@ set -eu
 build="cmake pkg-config make gcc libc6-dev libfyaml-dev libjansson-dev libpcre2-dev libxxhash-dev libzstd-dev libzmq3-dev libmsgpack-dev libsodium-dev libisal-dev"
 case "${1:-build}" in
 build) wanted="$build" ;;
-test) wanted="$build libcriterion-dev zstd python3 strace spin" ;;
+test) wanted="$build libcriterion-dev zstd python3 strace spin iproute2" ;;
 fuzz) wanted="$build clang libclang-rt-14-dev" ;;
 bench) wanted="$build libdnnl-dev ocl-icd-opencl-dev" ;;
 model) wanted="python3 python3-pip" ;;

@@ -4,7 +4,8 @@
 set -eu
 : "${PACELINE:?the program under test}"
 work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT INT TERM
+trap 'rm -rf "$work"' EXIT
+trap 'exit 1' INT TERM
 checks=0
 
 fail() {

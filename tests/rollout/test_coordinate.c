@@ -111,7 +111,7 @@ static void await(client *c, uint16_t type, pl_msg *m)
             .host = "",
             .max_seqs = 4}};
     for (int i = 0; i < 100; i++) {
-        if (type == PL_MSG_WELCOME)
+        if (type == PL_MSG_WELCOME || type == PL_MSG_REJECT)
             (void)pl_socket_send(c->socket, NULL, &hello, NULL);
         if (pl_socket_recv(c->socket, 100, NULL, m, NULL) == PL_OK && m->h.type == type) {
             if (type == PL_MSG_WELCOME)
@@ -182,6 +182,38 @@ Test(coordinate, acknowledges_what_is_in_the_file_and_goes_on_from_it)
     leave(&t);
     leave(&w);
     leave(&again);
+    process_free(p);
+}
+
+/* The place of the trainer is free all the time: nobody from another machine gets it. */
+Test(coordinate, lets_only_workers_in_from_another_machine)
+{
+    process *p = process_make();
+    pl_msg m;
+    char addresses[512];
+    pl_error err = {0};
+    p->o.listen = "tcp://127.0.0.1:*";
+    process_start(p);
+    client w = join_as(p, PL_ROLE_WORKER, "w");
+    await(&w, PL_MSG_WELCOME, &m); /* so the addresses are written */
+    size_t n = 0;
+    char *read = NULL;
+    cr_assert_eq(
+        pl_file_read(&read, &n, p->endpoint, sizeof addresses - 1, &err), PL_OK, "%s", err.msg);
+    snprintf(addresses, sizeof addresses, "%.*s", (int)n, read);
+    free(read);
+    char *remote = strchr(addresses, '\n') + 1;
+    remote[strcspn(remote, "\n")] = '\0';
+    snprintf(p->address, sizeof p->address, "%s", remote);
+    client t = join_as(p, PL_ROLE_TRAINER, "trainer");
+    await(&t, PL_MSG_REJECT, &m);
+    cr_expect_str_eq(m.u.reject.reason, "only workers join from another machine");
+    client remote_w = join_as(p, PL_ROLE_WORKER, "remote");
+    await(&remote_w, PL_MSG_WELCOME, &m);
+    process_join(p, 2);
+    leave(&w);
+    leave(&t);
+    leave(&remote_w);
     process_free(p);
 }
 
