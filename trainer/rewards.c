@@ -165,13 +165,13 @@ static int same_answer(text a, text b)
 
 /* ---- the verifiers: 1 when solution holds truth ---- */
 
-static int score_exact(text solution, text truth)
+static float score_exact(text solution, text truth)
 {
     const text a = trim(solution), b = trim(truth);
     return a.n == b.n && (a.n == 0 || memcmp(a.p, b.p, a.n) == 0);
 }
 
-static int score_last_number(text solution, text truth)
+static float score_last_number(text solution, text truth)
 {
     number a, b;
     return last_number(solution, &a) && last_number(truth, &b) && same_number(&a, &b);
@@ -179,7 +179,7 @@ static int score_last_number(text solution, text truth)
 
 /* What the last \boxed{ holds, up to its own brace; "\{" is a character, not a brace.  A box that
  * does not end (a response cut off) holds no answer. */
-static int score_boxed(text solution, text truth)
+static float score_boxed(text solution, text truth)
 {
     static const char word[] = "\\boxed{";
     const size_t at = find_last(solution, solution.n, word);
@@ -201,7 +201,7 @@ static int score_boxed(text solution, text truth)
 }
 
 /* The number behind the last "####" that has one, after blanks and a dollar sign. */
-static int score_gsm8k(text solution, text truth)
+static float score_gsm8k(text solution, text truth)
 {
     number a, b;
 
@@ -223,7 +223,7 @@ static int score_gsm8k(text solution, text truth)
 }
 
 /* What stands between the last </answer> and the last <answer> before it. */
-static int score_answer_tag(text solution, text truth)
+static float score_answer_tag(text solution, text truth)
 {
     static const char open[] = "<answer>";
     const size_t close_at = find_last(solution, solution.n, "</answer>");
@@ -237,11 +237,66 @@ static int score_answer_tag(text solution, text truth)
     return same_answer((text){solution.p + begin, close_at - begin}, truth);
 }
 
+/* ---- words ---- */
+
+static int is_letter(char c)
+{
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (unsigned char)c >= 0x80;
+}
+
+static char lower(char c)
+{
+    return c >= 'A' && c <= 'Z' ? (char)(c - 'A' + 'a') : c;
+}
+
+static int same_word(text a, text b)
+{
+    if (a.n != b.n)
+        return 0;
+    for (size_t i = 0; i < a.n; i++)
+        if (lower(a.p[i]) != lower(b.p[i]))
+            return 0;
+    return 1;
+}
+
+/* Cut the next run of letters off t; n 0 when there is none. */
+static text next_word(text *t)
+{
+    while (t->n > 0 && !is_letter(t->p[0])) {
+        t->p++;
+        t->n--;
+    }
+    text word = {t->p, 0};
+    while (word.n < t->n && is_letter(t->p[word.n]))
+        word.n++;
+    t->p += word.n;
+    t->n -= word.n;
+    return word;
+}
+
+/* The share of the words of the truth that stand in the solution exactly once; whole words, ASCII
+ * case aside.  At most WORDS_MAX words are looked at. */
+static float score_words_once(text solution, text truth)
+{
+    enum { WORDS_MAX = 32 };
+    text wanted[WORDS_MAX];
+    int seen[WORDS_MAX] = {0}, n = 0, n_once = 0;
+
+    for (text w; n < WORDS_MAX && (w = next_word(&truth)).n > 0;)
+        wanted[n++] = w;
+    for (text w; n > 0 && (w = next_word(&solution)).n > 0;)
+        for (int i = 0; i < n; i++)
+            seen[i] += same_word(w, wanted[i]);
+    for (int i = 0; i < n; i++)
+        n_once += seen[i] == 1;
+    return n > 0 ? (float)n_once / (float)n : 0;
+}
+
 /* ---- the table ---- */
 
 typedef struct verifier {
     const char *data_source;
-    int (*score)(text solution, text truth);
+    float (*score)(text solution, text truth);
     int needs_number; /* of the ground truth */
 } verifier;
 
@@ -252,6 +307,7 @@ static const verifier verifiers[] = {
     {"gsm8k", score_gsm8k, 1},
     {"openai/gsm8k", score_gsm8k, 1}, /* as verl's data sets call it */
     {"answer_tag", score_answer_tag, 0},
+    {"words_once", score_words_once, 0},
 };
 
 static const verifier *find(const char *data_source, pl_error *err)
@@ -260,7 +316,8 @@ static const verifier *find(const char *data_source, pl_error *err)
         if (strcmp(verifiers[i].data_source, data_source) == 0)
             return &verifiers[i];
     pl_error_set(err, PL_E_CONFIG,
-        "data_source '%.64s' has no verifier; known: exact, last_number, boxed, gsm8k, answer_tag",
+        "data_source '%.64s' has no verifier; known: exact, last_number, boxed, gsm8k, answer_tag, "
+        "words_once",
         data_source);
     return NULL;
 }
@@ -295,6 +352,6 @@ pl_status pl_reward_score(const char *data_source, const char *solution, size_t 
         return PL_E_CONFIG;
     const text s = {solution, n_solution};
     const text truth = {ground_truth, strlen(ground_truth)};
-    *score = v->score(s, truth) ? 1.0f : 0.0f;
+    *score = v->score(s, truth);
     return PL_OK;
 }

@@ -88,7 +88,8 @@ int pl_dataset_order(const pl_dataset *d, int64_t i, int shuffle, int64_t seed);
 
 /* ---- rewards: pure functions, bounded in work ---- */
 
-/* Score by data_source: "exact", "last_number", "boxed", "gsm8k" (####), "answer_tag"; 1 or 0.
+/* Score by data_source: "exact", "last_number", "boxed", "gsm8k" (####), "answer_tag": 1 or 0;
+ * "words_once": the share of the words of the ground truth that the solution has exactly once.
  * Errors: PL_E_CONFIG naming an unknown data_source and the known ones. */
 pl_status pl_reward_score(const char *data_source, const char *solution, size_t n_solution,
     const char *ground_truth, float *score, pl_error *err);

@@ -32,6 +32,24 @@ static void expect(const char *source, const reward_case *cases, size_t n)
 
 #define EXPECT(source, cases) expect(source, cases, sizeof cases / sizeof cases[0])
 
+Test(rewards, words_once_is_the_share_of_words_that_stand_exactly_once)
+{
+    static const struct {
+        const char *solution;
+        float share;
+    } cases[] = {
+        {"An owl saw a Candle and a whale.", 1},
+        {"An owl saw an owl, a candle, a whale.", 2.0f / 3},
+        {"owls, candlestick, WHALE!", 1.0f / 3},
+        {"", 0},
+        {"whale\xc3\xa9 owl-candle", 2.0f / 3},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++)
+        cr_expect_float_eq(score("words_once", cases[i].solution, strlen(cases[i].solution),
+                               "owl, candle,whale"),
+            cases[i].share, 1e-6f, "'%s'", cases[i].solution);
+}
+
 Test(rewards, last_number_is_the_last_match_of_its_pattern)
 {
     static const reward_case cases[] = {
