@@ -27,6 +27,24 @@ typedef struct pl_features {
 typedef struct pl_pass pl_pass;
 void pl_pass_set_features(pl_pass *p, const pl_features *f);
 
+/* Consecutive positions of one sample, and what the target computed there: what a drafter trains on
+ * and is replayed on.  Plain data; who gets one copies what it keeps. */
+typedef struct pl_feature_window {
+    uint32_t uid, policy_version;
+    /* how the sample's tokens are drawn */
+    uint64_t noise_key;
+    uint32_t purpose;
+    float temperature, top_p, min_p;
+    int top_k;
+    int n_prompt; /* tokens of the sample's prompt */
+    int position; /* of row 0 in the sample, the prompt counted */
+    int n;        /* rows */
+    int is_last;  /* the response ends in this window */
+    const int32_t *tokens;    /* [n] */
+    const uint16_t *features; /* [n][PL_FEATURE_LAYERS][pad32(C)] bf16 */
+    const uint16_t *hidden;   /* [n][pad32(C)] bf16: the final normed hidden state */
+} pl_feature_window;
+
 /* What a drafter reads of its target's weights; *borrowed*, as long as the model lives.  Packed
  * matrices: pl_packed_index. */
 typedef struct pl_model pl_model;
