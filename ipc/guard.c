@@ -11,6 +11,7 @@
  * libzmq sees an end of file and frees what it held.  A number that was closed and given to another
  * connection meanwhile: it is cut only if it is one of this very listener, and its peer connects
  * again.  Unix sockets have no such counter; they admit only this user and root (socket.c). */
+#define _GNU_SOURCE /* struct ucred */
 #include "ipc/socket_internal.h"
 
 #include <errno.h>
@@ -119,6 +120,18 @@ void guard_saw(guard *g, zmq_msg_t *m)
 
     if (fd >= 0 && fd < g->n_connections)
         g->connections[fd].at_message = bytes_read(fd);
+}
+
+int guard_sender(const guard *g, const zmq_msg_t *m)
+{
+    struct ucred who = {0};
+    socklen_t n = sizeof who;
+    const int fd = descriptor((zmq_msg_t *)(uintptr_t)m); /* zmq_msg_get changes nothing */
+
+    if (g->is_tcp || fd < 0 || !is_ours(g, fd) ||
+        getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &who, &n) != 0)
+        return 0;
+    return (int)who.pid;
 }
 
 /* ---- looking ---- */

@@ -78,6 +78,9 @@ pl_status pl_socket_connect(
 void pl_socket_close(pl_socket *s);                /* lingers at most 200 ms */
 const char *pl_socket_address(const pl_socket *s); /* as bound */
 uint64_t pl_socket_incarnation(const pl_socket *s);
+/* Process id of whoever sent the message that was received last, as the kernel tells it for a Unix
+ * socket; 0: not known (tcp, gone already, of another pid namespace). */
+int pl_socket_sender(const pl_socket *s);
 void pl_socket_set_epoch(pl_socket *s, uint64_t epoch); /* written into what is sent from now on */
 
 /* Send m (type in m->h.type; the rest of the header is filled in).  Never blocks: a full or missing

@@ -4,8 +4,7 @@
  * wishes until there is room for it.  Room is counted in bytes that libzmq holds: each body is
  * handed over with a function that libzmq calls when it has let go of it, so the count is exact,
  * where high-water marks count messages a connection.  A reader has its share of the room and no
- * more; one that takes nothing for STALLED_MS is cut off, since heartbeats do not see it: libzmq
- * sends none to a peer whose buffers are full.
+ * more; one that takes nothing for STALLED_MS is cut off.
  *
  *     FETCH -> wishes -> (room?) -> pread -> LEAVES, CHUNK or GONE -> libzmq -> let_go -> room */
 #define _GNU_SOURCE

@@ -74,6 +74,8 @@ void guard_saw(guard *g, zmq_msg_t *m);
  *  Returns how many were cut. */
 int guard_check(guard *g, int is_drained);
 int guard_patience_ms(const guard *g); /* how long nobody needs to look */
+/* Who connected what m came by: its process id, by a Unix socket; else 0. */
+int guard_sender(const guard *g, const zmq_msg_t *m);
 
 /* ---- sockets ---- */
 

@@ -12,6 +12,7 @@ the server demands CURVE.
 
 import os
 import random
+import resource
 import socket
 import struct
 import subprocess
@@ -48,11 +49,12 @@ def ready(routing_id):
     return frame(body, command=True)
 
 
-def status(batch, protocol=1, kind=4):
+def status(batch, protocol=2, kind=4):
     """A STATUS message: two frames."""
-    body = b"\x86" + b"\xa5state\x01" + b"\xaepolicy_version\x00" + b"\xa5batch"
+    body = b"\x88" + b"\xa5state\x01" + b"\xaepolicy_version\x00" + b"\xa5batch"
     body += b"\xce" + struct.pack(">I", batch) + b"\xa4rate\xca" + bytes(4)
     body += b"\xa7running\xc4\x00" + b"\xa4held\xc4\x00"
+    body += b"\xa7session\x00" + b"\xafdrafter_version\x00"
     head = struct.pack("<4sHHQQQI8s", b"PLM1", protocol, kind, 0, 7, 1, len(body), bytes(8))
     head += struct.pack("<I", crc32c(head + body))
     return frame(head, more=True) + frame(body)
@@ -210,10 +212,11 @@ def not_zmtp(address):
     return f"{n} connections"
 
 
-def half_open(address, count=1500):
-    """Connections that say nothing, or half a greeting."""
+def half_open(address, count=10000):
+    """Connections that say nothing, or half a greeting: count, or what the limit of files allows."""
     held = []
-    for i in range(count):
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    for i in range(min(count, limit - 100)):
         try:
             p = Peer(address, greet=False)
             if i % 2:
@@ -225,7 +228,7 @@ def half_open(address, count=1500):
     n = sum(p.is_cut(0.02) for p in held[:50])
     for p in held:
         p.close()
-    return f"{len(held)} held, {n} of 50 cut after 3.5 s"
+    return f"{len(held)} held (limit of files {limit}), {n} of 50 cut after 3.5 s"
 
 
 def big_frames(address):
@@ -354,6 +357,8 @@ def run(program, address, keys):
 
 def main():
     global ATTACKS
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # the server inherits it
     args = [a for a in sys.argv[1:] if a != "--short"]
     if not args:
         print(__doc__)
