@@ -113,6 +113,7 @@ void pl_rewarder_free(pl_rewarder *r)
         return;
     reward_child_stop(&r->child, NULL);
     pl_rewarder_clear(r);
+    pl_rewarder_settle(r);
     free(r->command);
     free(r);
 }
@@ -178,6 +179,24 @@ int pl_rewarder_pending(const pl_rewarder *r)
 void pl_rewarder_stats_get(const pl_rewarder *r, pl_rewarder_stats *out)
 {
     *out = r->stats;
+}
+
+int pl_rewarder_describe(const pl_rewarder *r, char *out, size_t n)
+{
+    const sample *s = r->in_flight.first;
+    char head[64] = "";
+
+    if (s)
+        snprintf(head, sizeof head, ", sample %lld since %.1f s", (long long)s->id,
+            (double)(reward_now_ms() - r->head_since_ms) / 1000);
+    snprintf(out, n, "%d scores of reward.command (process %d)%s", pl_rewarder_pending(r),
+        (int)r->child.pid, head);
+    return pl_rewarder_pending(r);
+}
+
+void pl_rewarder_settle(pl_rewarder *r)
+{
+    reward_notes_settle(&r->notes);
 }
 
 /* ---- the fate of a sample ---- */

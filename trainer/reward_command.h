@@ -53,7 +53,7 @@ typedef struct pl_rewarder_options {
     double timeout_s;    /* of one sample's first try, > 0; wall clock */
     float timeout_value; /* the reward of a sample that got none */
     int64_t memory_mb;   /* address space of each process of the child, MiB; 0: no limit */
-    const pl_log *log;   /* borrowed; NULL: none.  Gets at most 30 lines a minute */
+    const pl_log *log;   /* borrowed; NULL: none.  Gets little: see pl_rewarder_settle */
 } pl_rewarder_options;
 
 typedef struct pl_rewarder_stats {
@@ -103,6 +103,13 @@ enum { PL_REWARDER_FDS = 3 };
 int pl_rewarder_fds(const pl_rewarder *r, struct pollfd fds[PL_REWARDER_FDS]);
 /* Milliseconds until pl_rewarder_poll has something to do by itself; -1: never. */
 int pl_rewarder_wait_ms(const pl_rewarder *r);
+
+/* What is awaited, for a stall report: the child's process, how many scores, the sample whose clock
+ * runs.  Returns how many; 0: nothing is awaited. */
+int pl_rewarder_describe(const pl_rewarder *r, char *out, size_t n);
+/* A step is over.  The log gets the first three lines on stderr and the first three failures whole;
+ * later ones are counted, and the count is said here, or once a minute, with the last of them. */
+void pl_rewarder_settle(pl_rewarder *r);
 
 void pl_rewarder_stats_get(const pl_rewarder *r, pl_rewarder_stats *out);
 

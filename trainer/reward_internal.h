@@ -89,18 +89,25 @@ void reward_end_text(char *out, size_t size, const reward_end *end);
 
 int64_t reward_now_ms(void); /* CLOCK_MONOTONIC */
 
-/* ---- what the log is told: at most so many lines a minute ---- */
+/* ---- what the log is told: the first lines, then how many ---- */
+
+typedef struct reward_kind { /* stderr of the command, or what becomes of it and its samples */
+    int n_shown;
+    int64_t n_hidden; /* since the count was said */
+    char last[REWARD_TEXT_MAX];
+} reward_kind;
 
 typedef struct reward_notes {
     const pl_log *log;
-    int64_t since_ms; /* of this minute */
-    int n_lines;      /* in it */
-    int64_t n_dropped;
-    char line[512]; /* the line of stderr that is not whole yet */
+    reward_kind failures, words;
+    int64_t since_ms; /* the first hidden one of these */
+    char line[512];   /* the line of stderr that is not whole yet */
     size_t n_line;
     char last[REWARD_TEXT_MAX]; /* the last whole line of stderr, escaped */
 } reward_notes;
 
+/* Say how many were not shown, if any. */
+void reward_notes_settle(reward_notes *n);
 void reward_note(reward_notes *n, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 /* Bytes of the child's stderr. */
 void reward_note_stderr(reward_notes *n, const char *data, size_t n_bytes);

@@ -473,9 +473,31 @@ Test(reward_command, its_stderr_reaches_the_log_escaped_and_bounded)
     for (size_t i = 0; i < n; i++)
         n_lines += text[i] == '\n';
     cr_assert_not_null(strstr(text, "stderr: \\x1b[31mred\n"), "%s", text);
-    cr_assert_eq(n_lines, 30);
+    cr_assert_eq(n_lines, 3, "%s", text);
+    free(text);
+    pl_rewarder_settle(rewarder);
+    pl_rewarder_settle(rewarder); /* it is said once */
+    cr_assert_eq(pl_file_read(&text, &n, path, 1 << 20, &err), PL_OK, "%s", err.msg);
+    cr_assert_not_null(
+        strstr(text, " more lines on its stderr, the last one: stderr: "), "%s", text);
+    for (size_t i = 0; i < n; i++)
+        n_lines += text[i] == '\n';
+    cr_assert_eq(n_lines, 3 + 4, "%s", text);
     free(text);
     (void)close(fd);
+}
+
+Test(reward_command, what_is_awaited_has_words)
+{
+    char text[160];
+
+    start(60);
+    cr_assert_eq(pl_rewarder_describe(rewarder, text, sizeof text), 0);
+    submit(7, "hang");
+    cr_assert_eq(pl_rewarder_poll(rewarder, 100, take, NULL, &err), PL_OK);
+    cr_assert_eq(pl_rewarder_describe(rewarder, text, sizeof text), 1);
+    cr_assert_eq(strncmp(text, "1 scores of reward.command (process ", 36), 0, "%s", text);
+    cr_assert_not_null(strstr(text, "), sample 7 since "), "%s", text);
 }
 
 /* ---- the caller's side ---- */
