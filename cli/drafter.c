@@ -15,6 +15,21 @@ void drafter_student_done(drafter_student *s)
     memset(s, 0, sizeof *s);
 }
 
+pl_status drafter_loss_parse(pl_eagle_loss *out, const char *word, pl_error *err)
+{
+    static const char *const words[] = {[PL_EAGLE_LOSS_MIX] = "mix",
+        [PL_EAGLE_LOSS_LK] = "lk",
+        [PL_EAGLE_LOSS_CE] = "ce",
+        [PL_EAGLE_LOSS_EAGLE1] = "eagle1"};
+
+    for (int i = 0; i < (int)(sizeof words / sizeof *words); i++)
+        if (strcmp(word, words[i]) == 0) {
+            *out = (pl_eagle_loss)i;
+            return PL_OK;
+        }
+    return pl_fail(err, PL_E_USAGE, "--loss '%s' is none of mix, lk, ce and eagle1", word);
+}
+
 pl_status drafter_open_data(drafter_data *d, drafter_noise *noise, const drafter_options *o,
     const cli_model *m, const pl_log *log, pl_error *err)
 {
@@ -208,8 +223,10 @@ static pl_status parse(
             "steps of test-time training (4)"},
         {"lr", CLI_FLOAT, &o->lr, 1e-9, 1, "R", "learning rate of AdamW (1e-3)"},
         {"schedule", CLI_STRING, &o->schedule, 0, 0, "WORD", "constant or cosine (cosine)"},
+        {"loss", CLI_STRING, &o->loss, 0, 0, "WORD",
+            "mix (-log alpha and cross-entropy), lk (hybrid), ce or eagle1 (mix)"},
         {"alpha-weight", CLI_FLOAT, &o->alpha_weight, 0, 1, "R",
-            "of -log alpha in the loss, the rest is cross-entropy (0.5)"},
+            "of -log alpha in the mix, the rest is cross-entropy (0.5)"},
         {"depth-decay", CLI_FLOAT, &o->depth_decay, 0, 1, "R", "weight of a depth (0.8)"},
         {"ema", CLI_FLOAT, &o->ema, 0, 0.99999, "R", "decay of averaged weights; 0: none (0)"},
         {"seed", CLI_INT, &o->seed, 0, 9e18, "S", "of the random start and of the order (0)"},
@@ -245,6 +262,7 @@ int cmd_drafter(int argc, char **argv)
         .config = "configs/quickstart.yaml",
         .hold = "prompt",
         .schedule = "cosine",
+        .loss = "mix",
         .window = 256,
         .windows = 2,
         .depth = 4,

@@ -141,7 +141,7 @@ void drafter_print_json(const drafter_figures *g, int64_t step, int64_t tokens);
 
 typedef struct drafter_options {
     cli_model_options model;
-    const char *data, *drafter, *out, *config, *hold, *schedule;
+    const char *data, *drafter, *out, *config, *hold, *schedule, *loss;
     int64_t vocab, steps, tokens, window, windows, depth, seed, noise_seed, memory_mb, every;
     int64_t eval_tokens;
     double lr, temperature, alpha_weight, depth_decay, ema;
@@ -149,6 +149,8 @@ typedef struct drafter_options {
 } drafter_options;
 
 void drafter_student_done(drafter_student *s);
+/* "mix", "lk", "ce", "eagle1".  Errors: PL_E_USAGE. */
+pl_status drafter_loss_parse(pl_eagle_loss *out, const char *word, pl_error *err);
 /* Read the data of the options; without --data rollouts are made first, beside --out. */
 pl_status drafter_open_data(drafter_data *d, drafter_noise *noise, const drafter_options *o,
     const cli_model *m, const pl_log *log, pl_error *err);

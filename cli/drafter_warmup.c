@@ -367,7 +367,8 @@ static uint64_t options_hash(const drafter_options *o, const drafter_noise *nois
 {
     const double mix[] = {(double)o->vocab, (double)o->window, (double)o->windows, (double)o->depth,
         (double)o->seed, (double)o->memory_mb, (double)noise->temperature};
-    return pl_hash64(mix, sizeof mix);
+    const uint64_t hash = pl_hash64(mix, sizeof mix);
+    return strcmp(o->loss, "mix") == 0 ? hash : hash ^ pl_hash64(o->loss, strlen(o->loss));
 }
 
 static pl_status prepare(warmup *w, const pl_log *log, pl_error *err)
@@ -451,7 +452,9 @@ pl_status drafter_warmup(const drafter_options *o, cli_model *m, const pl_log *l
     w->s.o.alpha_weight = (float)o->alpha_weight;
     w->s.o.depth_decay = (float)o->depth_decay;
     w->s.o.ema = (float)o->ema;
-    pl_status st = prepare(w, log, err);
+    pl_status st = drafter_loss_parse(&w->s.o.loss, o->loss, err);
+    if (st == PL_OK)
+        st = prepare(w, log, err);
     if (st == PL_OK)
         st = run_warmup(w, err);
     drafter_student_done(&w->s);

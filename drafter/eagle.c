@@ -115,6 +115,8 @@ pl_status eagle_alloc(pl_eagle **out, const pl_model *target, const eagle_shape 
     e->team = pl_model_team(target);
     e->parts = pl_model_lend(target);
     e->eps = a->rms_eps;
+    e->has_fc_norm = !shape->no_fc_norm;
+    e->norm_output = !shape->raw_output;
     e->dims = dims_of(a, shape, n_vocab);
     set_params(e);
     pl_status st = pl_arena_init(&e->arena, lay_out(e, NULL), "drafter", err);
@@ -189,7 +191,7 @@ pl_status pl_eagle_new(
     pl_eagle **out, const pl_model *target, const pl_eagle_options *o, pl_error *err)
 {
     const pl_arch *a = pl_model_arch(target);
-    const eagle_shape shape = {a->n_ff, a->n_heads, a->n_kv_heads};
+    const eagle_shape shape = {.n_ff = a->n_ff, .n_heads = a->n_heads, .n_kv_heads = a->n_kv_heads};
     int n = o->n_vocab;
     pl_eagle *e;
 
@@ -205,6 +207,7 @@ pl_status pl_eagle_new(
     if (st != PL_OK)
         return st;
     fill(e, o->seed);
+    eagle_pack_all(e);
     *out = e;
     return PL_OK;
 }
@@ -261,4 +264,10 @@ int eagle_pack_one(pl_eagle *e)
         return 1;
     }
     return 0;
+}
+
+void eagle_pack_all(pl_eagle *e)
+{
+    while (eagle_pack_one(e)) {
+    }
 }

@@ -35,8 +35,10 @@ pl_status pl_eagle_new(
     pl_eagle **out, const pl_model *target, const pl_eagle_options *o, pl_error *err);
 void pl_eagle_free(pl_eagle *e);
 /* A directory in the EAGLE-3 layout that SGLang and vLLM load (config.json, model.safetensors with
- * d2t and t2d), and back.  Errors: PL_E_SHAPE (of another target, vocabulary or hidden size: says
- * which), PL_E_FORMAT, PL_E_IO. */
+ * d2t and t2d), and back.  A plain EAGLE-3, without fc_norm and norm_output in its config.json, is
+ * read, trained and written as one; tensors may be F32, BF16 or F16.  Errors: PL_E_SHAPE (of
+ * another target, vocabulary, hidden size or rotation, or with parts that are not computed here:
+ * says which), PL_E_FORMAT, PL_E_IO. */
 pl_status pl_eagle_save(const pl_eagle *e, const char *dir, pl_error *err);
 pl_status pl_eagle_load(pl_eagle **out, const pl_model *target, const char *dir, pl_error *err);
 int pl_eagle_n_vocab(const pl_eagle *e);
@@ -47,6 +49,16 @@ size_t pl_eagle_bytes(const pl_eagle *e);         /* of parameters, fp32 */
 
 enum { PL_EAGLE_DEPTH_MAX = 8 };
 
+/* What a prediction is charged for (DRAFTING 1.3); alpha = sum_v min(p, q) over the draft
+ * vocabulary, p the target's, not renormalised. */
+typedef enum pl_eagle_loss {
+    PL_EAGLE_LOSS_MIX,    /* alpha_weight * -log alpha + (1 - alpha_weight) * cross-entropy */
+    PL_EAGLE_LOSS_LK,     /* lam * KL + (1 - lam) * (1 - alpha), lam = exp(-3 alpha) held fixed */
+    PL_EAGLE_LOSS_CE,     /* cross-entropy */
+    PL_EAGLE_LOSS_EAGLE1, /* SmoothL1 of s against the target's final normed hidden state that
+                             predicts the same token, mean over C, + 0.1 * cross-entropy */
+} pl_eagle_loss;
+
 typedef struct pl_eagle_train_options {
     int window;                                 /* tokens of a window; 256 */
     int max_windows;                            /* of one step */
@@ -56,8 +68,13 @@ typedef struct pl_eagle_train_options {
     float depth_decay;                          /* weight of step k: depth_decay^k; 0.8 */
     float ema;                                  /* decay of the averaged weights; 0: none */
     int warmup_steps;                           /* the rate rises over so many; 5 */
+    pl_eagle_loss loss;                         /* the mix */
+    float depth_weights[PL_EAGLE_DEPTH_MAX];    /* of the steps; first one 0: depth_decay^k */
 } pl_eagle_train_options;
 void pl_eagle_train_defaults(pl_eagle_train_options *o);
+/* Weights [depth] that make the loss follow the tokens of a pass: w_k = S_k / S_1, S_k the sum over
+ * j >= k of alpha_1 .. alpha_j.  alpha [depth]: acceptance measured at each depth. */
+void pl_eagle_depth_weights(float *weights, const double *alpha, int depth);
 
 /* Consecutive positions of one recorded sample, never of two. */
 typedef struct pl_eagle_window {
@@ -105,8 +122,61 @@ pl_status pl_eagle_eval(pl_eagle_trainer *t, const pl_eagle_window *w, int n,
 typedef void (*pl_eagle_row_fn)(void *ctx, int i_window, int i_row, int depth, const float *logits);
 pl_status pl_eagle_eval_rows(pl_eagle_trainer *t, const pl_eagle_window *w, int n,
     pl_eagle_row_fn row, void *ctx, pl_eagle_step_stats *stats, pl_error *err);
+/* ---- one step in two halves, for several workers ---- */
+
+size_t pl_eagle_n_elements(const pl_eagle *e); /* of weights, gradients, moments */
+/* Forward and backward: grads [n_elements] = gradients of the windows' mean loss (over
+ * stats->n_tokens predictions).  Nothing is updated.  Errors: as pl_eagle_train_step. */
+pl_status pl_eagle_gradients(pl_eagle_trainer *t, const pl_eagle_window *w, int n,
+    int (*should_stop)(void *ctx), void *ctx, float *grads, pl_eagle_step_stats *stats,
+    pl_error *err);
+/* Clip and one AdamW update.  *grad_norm before clipping.  Errors: PL_E_NUMERIC (nothing done). */
+pl_status pl_eagle_apply(pl_eagle_trainer *t, const float *grads, double *grad_norm, pl_error *err);
+/* Weights, moments, average as flat arrays [n_elements]; average NULL without EMA. */
+typedef struct pl_eagle_state {
+    float *weights, *m, *v, *average;
+    int64_t step;
+} pl_eagle_state;
+void pl_eagle_trainer_get(const pl_eagle_trainer *t, pl_eagle_state *out); /* copies into it */
+void pl_eagle_trainer_put(pl_eagle_trainer *t, const pl_eagle_state *in);
+/* A drafter of its own with the same weights (the average, if average and there is one), ready to
+ * draft with.  Errors: PL_E_NOMEM. */
+pl_status pl_eagle_copy(
+    pl_eagle **out, const pl_eagle *e, const pl_eagle_trainer *average, pl_error *err);
+
+/* ---- the state of a training in arrays of the caller: files that several processes map ---- */
+
+typedef struct pl_eagle_shape {
+    int n_ff, n_heads, n_kv_heads, n_vocab;
+    int no_fc_norm, raw_output; /* 0: EAGLE-3.1; both 1: plain EAGLE-3 */
+    float eps;                  /* of its norms; 0: the target's */
+} pl_eagle_shape;
+pl_eagle_shape pl_eagle_get_shape(const pl_eagle *e);
+/* A drafter of that shape; vocab [n_vocab] target ids, ascending; weights [n_elements] (NULL:
+ * zeros) are copied.  *borrows* the target.  Errors: PL_E_INVAL, PL_E_NOMEM. */
+pl_status pl_eagle_from(pl_eagle **out, const pl_model *target, const pl_eagle_shape *shape,
+    const int32_t *vocab, const float *weights, pl_error *err);
+void pl_eagle_get_weights(const pl_eagle *e, float *out);
+void pl_eagle_set_weights(pl_eagle *e, const float *weights);
+/* Make it ready to draft with after set_weights or from: packs its matrices. */
+void pl_eagle_pack(pl_eagle *e);
+/* L2 norm of grads [n_elements]. */
+double pl_eagle_norm(const pl_eagle *e, const float *grads);
+/* Elements begin .. begin + n - 1 (multiples of 16) of one AdamW update with grads of that norm,
+ * from one state into another: a caller who stops half-way still has the first.  The update that
+ * pl_eagle_apply makes, but for the average's decay: at most s / (s + 9) at step s. */
+void pl_eagle_update_part(const pl_eagle *e, const pl_eagle_train_options *o,
+    const pl_eagle_state *from, const float *grads, double norm, pl_eagle_state *to, size_t begin,
+    size_t n);
+/* A state of e becomes one of fresh, a drafter with another vocabulary and otherwise the same
+ * sizes: rows of the head that both know are kept with their moments, others are the target's. */
+void pl_eagle_remap(
+    const pl_eagle *e, const pl_eagle *fresh, const pl_eagle_state *from, pl_eagle_state *to);
+
 /* The rate of the steps to come. */
 void pl_eagle_trainer_set_lr(pl_eagle_trainer *t, float lr);
+/* The weights of their depths [depth]; NULL: depth_decay^k. */
+void pl_eagle_trainer_set_depth_weights(pl_eagle_trainer *t, const float *weights);
 /* Optimizer steps so far. */
 int64_t pl_eagle_trainer_steps(const pl_eagle_trainer *t);
 /* With ema > 0: exchange the drafter's weights with their average, to evaluate or save that; a

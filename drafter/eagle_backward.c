@@ -64,21 +64,23 @@ static void norm_back(pl_eagle_trainer *t, const float *dy, size_t ldy, const fl
     }
 }
 
-/* The state's two gradients, through the final norm. */
+/* The state's two gradients, through the final norm: both when the normed state recurs, else only
+ * the head's. */
 static void leave_back(void *ctx, int i_thread, int n_threads)
 {
     pl_eagle_trainer *t = ctx;
     const eagle_dims *d = &t->e->dims;
     const eagle_acts *a = &t->acts[t->k];
-    const int is_last = t->k == t->o.depth - 1;
+    const int is_last = t->k == t->o.depth - 1, is_normed = t->e->norm_output;
     int begin, end;
 
     pl_share(t->n_rows, 1, i_thread, n_threads, &begin, &end);
     for (int r = begin; r < end; r++) {
         float *dx = t->dx + (size_t)r * (size_t)d->c;
-        if (!is_last)
+        if (!is_last && is_normed)
             t->e->ops->add(a->ds + (size_t)r * (size_t)d->cp, dx, d->c);
-        memset(dx, 0, (size_t)d->c * sizeof *dx);
+        if (is_last || is_normed)
+            memset(dx, 0, (size_t)d->c * sizeof *dx);
     }
     norm_back(t, a->ds, (size_t)d->cp, a->x_out, EAGLE_NORM_FINAL, NORM_FINAL, a->inv_final,
         i_thread, n_threads);
@@ -269,7 +271,7 @@ pl_status eagle_backward(pl_eagle_trainer *t, pl_error *err)
             st = eagle_phase(t, layer[i], err);
     if (st == PL_OK)
         st = eagle_phase(t, fuse_weight, err);
-    if (st == PL_OK)
+    if (st == PL_OK && t->e->has_fc_norm)
         st = eagle_phase(t, fuse_norms, err);
     return st;
 }

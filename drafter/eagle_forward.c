@@ -38,29 +38,37 @@ const eagle_slot *eagle_slot_of(const pl_eagle_trainer *t, int row)
     return s;
 }
 
-/* Features widened, normed one by one, side by side. */
+/* Feature i of row r into y, normed by its own norm if the drafter has them. */
+static void fuse_one(
+    pl_eagle_trainer *t, const eagle_slot *s, int r, int i, uint16_t *y, float *wide)
+{
+    const pl_eagle *e = t->e;
+    const size_t n = (size_t)e->dims.c;
+    const size_t at = ((size_t)(r - s->row) * PL_FEATURE_LAYERS + (size_t)i) * (size_t)e->dims.cp;
+
+    if (r - s->row >= s->w->n)
+        memset(y, 0, n * sizeof *y);
+    else if (!e->has_fc_norm)
+        memcpy(y, s->w->features + at, n * sizeof *y);
+    else {
+        e->ops->widen_bf16(wide, s->w->features + at, e->dims.c);
+        t->inv_fc[(size_t)r * PL_FEATURE_LAYERS + (size_t)i] = e->ops->rmsnorm(
+            y, wide, eagle_weights(e, EAGLE_FC_NORM) + (size_t)i * n, e->dims.c, e->eps);
+    }
+}
+
 static void fuse_rows(void *ctx, int i_thread, int n_threads)
 {
     pl_eagle_trainer *t = ctx;
     const eagle_dims *d = &t->e->dims;
-    const float *w = eagle_weights(t->e, EAGLE_FC_NORM);
-    float *x = t->scratch[i_thread].row;
     int begin, end;
 
     pl_share(t->n_rows, 1, i_thread, n_threads, &begin, &end);
     for (int r = begin; r < end; r++) {
         const eagle_slot *s = eagle_slot_of(t, r);
         uint16_t *y = t->fused + (size_t)r * (size_t)d->ld3;
-        for (int i = 0; i < PL_FEATURE_LAYERS; i++) {
-            const size_t at =
-                ((size_t)(r - s->row) * PL_FEATURE_LAYERS + (size_t)i) * (size_t)d->cp;
-            if (r - s->row < s->w->n)
-                t->e->ops->widen_bf16(x, s->w->features + at, d->c);
-            else
-                memset(x, 0, (size_t)d->c * sizeof *x);
-            t->inv_fc[(size_t)r * PL_FEATURE_LAYERS + (size_t)i] =
-                t->e->ops->rmsnorm(y + i * d->c, x, w + i * d->c, d->c, t->e->eps);
-        }
+        for (int i = 0; i < PL_FEATURE_LAYERS; i++)
+            fuse_one(t, s, r, i, y + i * d->c, t->scratch[i_thread].row);
     }
 }
 
@@ -88,8 +96,10 @@ static void enter_rows(void *ctx, int i_thread, int n_threads)
         const eagle_slot *s = eagle_slot_of(t, r);
         uint16_t *u = a->u + (size_t)r * (size_t)d->ld2;
         float *x = a->x_in + (size_t)r * (size_t)d->c;
-        if (t->k > 0)
+        if (t->k > 0 && t->e->norm_output)
             ops->widen_bf16(x, t->acts[t->k - 1].s + (size_t)r * (size_t)d->cp, d->c);
+        else if (t->k > 0)
+            memcpy(x, t->acts[t->k - 1].x_out + (size_t)r * (size_t)d->c, (size_t)d->c * sizeof *x);
         ops->packed_row(emb, t->e->parts.embed, eagle_token(s, r - s->row, t->k), d->c);
         a->inv_emb[r] = ops->rmsnorm(u, emb, eagle_weights(t->e, EAGLE_NORM_EMB), d->c, t->e->eps);
         a->inv_hid[r] =

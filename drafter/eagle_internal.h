@@ -46,6 +46,9 @@ struct pl_eagle {
     pl_team *team;
     pl_model_parts parts; /* of the target */
     float eps;
+    int has_fc_norm; /* 0: the features enter fc as they are (plain EAGLE-3); the norms are unused
+                      */
+    int norm_output; /* 0: the state recurs as it leaves the layer, before the final norm */
     eagle_dims dims;
     eagle_matrix p[EAGLE_N_PARAMS];
     size_t n_elements;
@@ -56,9 +59,11 @@ struct pl_eagle {
     unsigned stale; /* bit i: matrix i must be packed before it is used */
 };
 
-/* Inner size and heads of a drafter; a new one has its target's. */
+/* Inner size and heads of a drafter; a new one has its target's.  Both flags 0: EAGLE-3.1, both 1:
+ * plain EAGLE-3. */
 typedef struct eagle_shape {
     int n_ff, n_heads, n_kv_heads;
+    int no_fc_norm, raw_output;
 } eagle_shape;
 /* Weights zero, vocab (NULL: all) copied.  Errors: PL_E_NOMEM, PL_E_INVAL. */
 pl_status eagle_alloc(pl_eagle **out, const pl_model *target, const eagle_shape *shape,
@@ -67,6 +72,8 @@ pl_status eagle_alloc(pl_eagle **out, const pl_model *target, const eagle_shape 
 void eagle_touch(pl_eagle *e);
 /* One matrix that is stale, packed both ways over the team.  Returns 0 when none is. */
 int eagle_pack_one(pl_eagle *e);
+/* All of them: the drafter is ready to draft with, as after new, load and copy. */
+void eagle_pack_all(pl_eagle *e);
 
 static inline const float *eagle_weights(const pl_eagle *e, eagle_param i)
 {

@@ -4,11 +4,6 @@
 
 #include <string.h>
 
-void pl_eagle_trainer_set_lr(pl_eagle_trainer *t, float lr)
-{
-    t->o.lr = lr;
-}
-
 static void draft_logits(void *ctx, int i_thread, int n_threads)
 {
     pl_eagle_trainer *t = ctx;

@@ -10,7 +10,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { NORM_ROWS = 3 + 4 };
+enum {
+    NORM_ROWS = 3 + 4,
+    CLEAR_BLOCKS = 1 << 16, /* of 16 gradients, cleared in one phase */
+};
+
+#define BACK_BYTES                                                                                 \
+    ((size_t)4 << 20) /* of fresh memory that the kernel is asked for between stops */
 
 void pl_eagle_train_defaults(pl_eagle_train_options *o)
 {
@@ -50,6 +56,12 @@ static pl_status check_options(const pl_eagle *e, const pl_eagle_train_options *
             (double)o->lr, (double)o->beta1, (double)o->beta2, (double)o->weight_decay,
             (double)o->clip, (double)o->alpha_weight, (double)o->depth_decay, (double)o->ema,
             o->warmup_steps);
+    for (int k = 0; k < o->depth; k++)
+        if (!(o->depth_weights[k] >= 0 && o->depth_weights[k] < INFINITY))
+            return pl_fail(err, PL_E_INVAL, "drafter training: weight of depth %d is %g", k + 1,
+                (double)o->depth_weights[k]);
+    if (o->loss < PL_EAGLE_LOSS_MIX || o->loss > PL_EAGLE_LOSS_EAGLE1)
+        return pl_fail(err, PL_E_INVAL, "drafter training: loss %d is none", (int)o->loss);
     return PL_OK;
 }
 
@@ -144,6 +156,7 @@ static void take_shared(pl_eagle_trainer *t, pl_arena *arena, size_t *total)
     TAKE(t->hidden, window * (size_t)d->cp);
     TAKE(t->kept, vp * (size_t)d->cp);
     TAKE(t->p, window * vp);
+    TAKE(t->p_log_p, window);
     TAKE(t->logits, window * vp);
     TAKE(t->dlogits, (size_t)t->o.depth * window * vp);
 }
@@ -157,6 +170,7 @@ static size_t lay_out(pl_eagle_trainer *t, pl_arena *arena)
     TAKE(t->v, t->e->n_elements);
     if (t->o.ema > 0)
         TAKE(t->average, t->e->n_elements);
+    t->state_bytes = n;
     take_shared(t, arena, total);
     for (int k = 0; k < t->o.depth; k++) {
         take_acts(t, &t->acts[k], arena, total);
@@ -194,6 +208,7 @@ pl_status pl_eagle_trainer_new(
         return st;
     }
     lay_out(t, &t->arena);
+    t->backed_work = t->state_bytes / BACK_BYTES * BACK_BYTES;
     if (t->average)
         memcpy(t->average, e->w, e->n_elements * sizeof *e->w);
     *out = t;
@@ -270,7 +285,8 @@ static pl_status begin(pl_eagle_trainer *t, const pl_eagle_window *w, int n, pl_
         for (int i = 0; i < n; i++)
             for (int j = 0; j < w[i].n; j++)
                 t->counted[k] += eagle_counts(&w[i], j, k);
-        t->weight[k] = t->counted[k] > 0 ? (float)(decay / (double)t->counted[k]) : 0.0f;
+        const double weight = t->o.depth_weights[0] > 0 ? (double)t->o.depth_weights[k] : decay;
+        t->weight[k] = t->counted[k] > 0 ? (float)(weight / (double)t->counted[k]) : 0.0f;
         decay *= (double)t->o.depth_decay;
     }
     if (t->counted[0] == 0)
@@ -333,14 +349,31 @@ static void fill_stats(const pl_eagle_trainer *t, const totals *total, pl_eagle_
     }
 }
 
+/* CLEAR_BLOCKS blocks of gradients, from block v0 on. */
 static void clear_grads(void *ctx, int i_thread, int n_threads)
 {
     pl_eagle_trainer *t = ctx;
+    const int left = (int)(t->e->n_elements / 16) - t->v0;
     int begin, end;
 
-    pl_share((int)(t->e->n_elements / 16), 1, i_thread, n_threads, &begin, &end);
-    memset(t->grads + (size_t)begin * 16, 0, (size_t)(end - begin) * 16 * sizeof *t->grads);
+    pl_share(left < CLEAR_BLOCKS ? left : CLEAR_BLOCKS, 1, i_thread, n_threads, &begin, &end);
+    memset(
+        t->grads + (size_t)(t->v0 + begin) * 16, 0, (size_t)(end - begin) * 16 * sizeof *t->grads);
     memset(t->scratch[i_thread].dnorm, 0, (size_t)(NORM_ROWS * t->e->dims.c) * sizeof(float));
+}
+
+/* Have some more of the arena, up to byte end, backed by memory; 0: all of it is.  Fresh memory
+ * costs milliseconds a megabyte in a virtual machine, which no single op should pay. */
+static int back_some(pl_eagle_trainer *t, size_t *at, size_t end)
+{
+    pl_arena piece = {.base = t->arena.base + *at};
+
+    if (*at >= end)
+        return 0;
+    piece.size = end - *at < BACK_BYTES ? end - *at : BACK_BYTES;
+    pl_arena_prefault(&piece);
+    *at += piece.size;
+    return 1;
 }
 
 static void add_norms(pl_eagle_trainer *t)
@@ -358,58 +391,6 @@ static void add_norms(pl_eagle_trainer *t)
                 t->e->p[p].rows * t->e->dims.c);
 }
 
-static void square_share(void *ctx, int i_thread, int n_threads)
-{
-    pl_eagle_trainer *t = ctx;
-    int begin, end;
-
-    pl_share((int)(t->e->n_elements / 16), 1, i_thread, n_threads, &begin, &end);
-    t->scratch[i_thread].sum =
-        t->e->ops->sum_squares(t->grads + (size_t)begin * 16, (size_t)(end - begin) * 16);
-}
-
-typedef struct update_job {
-    pl_eagle_trainer *t;
-    pl_adamw norms, matrices;
-} update_job;
-
-static void update_share(void *ctx, int i_thread, int n_threads)
-{
-    const update_job *j = ctx;
-    pl_eagle_trainer *t = j->t;
-    const float keep = t->o.ema;
-    int begin, end;
-
-    for (int p = 0; p < EAGLE_N_PARAMS; p++) {
-        const eagle_matrix *m = &t->e->p[p];
-        pl_share((m->rows * m->cols + 15) / 16, 1, i_thread, n_threads, &begin, &end);
-        const size_t at = m->offset + (size_t)begin * 16, n = (size_t)(end - begin) * 16;
-        t->e->ops->adamw(t->e->w + at, t->m + at, t->v + at, t->grads + at, n,
-            p < EAGLE_FC ? &j->norms : &j->matrices);
-        for (size_t i = at; t->average && i < at + n; i++)
-            t->average[i] = keep * t->average[i] + (1.0f - keep) * t->e->w[i];
-    }
-}
-
-static void update(pl_eagle_trainer *t, double norm)
-{
-    const double step = (double)++t->step;
-    const double ramp = step < t->o.warmup_steps ? step / t->o.warmup_steps : 1.0;
-    const pl_adamw a = {.lr = (float)((double)t->o.lr * ramp),
-        .beta1 = t->o.beta1,
-        .beta2 = t->o.beta2,
-        .eps = 1e-8f,
-        .weight_decay = t->o.weight_decay,
-        .bias1 = (float)(1 - pow((double)t->o.beta1, step)),
-        .bias2 = (float)(1 - pow((double)t->o.beta2, step)),
-        .grad_scale = norm > (double)t->o.clip ? (float)((double)t->o.clip / norm) : 1.0f};
-    update_job j = {t, a, a};
-
-    j.norms.weight_decay = 0;
-    pl_team_run(t->e->team, update_share, &j);
-    eagle_touch(t->e);
-}
-
 static pl_status run(pl_eagle_trainer *t, totals *total, pl_error *err)
 {
     pl_status st = PL_OK;
@@ -418,8 +399,9 @@ static pl_status run(pl_eagle_trainer *t, totals *total, pl_error *err)
     do {
         if (t->should_stop && t->should_stop(t->stop_ctx))
             return pl_fail(err, PL_E_STOPPED, "drafter training: asked to stop");
-    } while (eagle_pack_one(t->e));
-    if (!t->is_eval)
+    } while (eagle_pack_one(t->e) || back_some(t, &t->backed_work, t->arena.size));
+    for (t->v0 = 0; !t->is_eval && t->v0 < (int)(t->e->n_elements / 16) && st == PL_OK;
+         t->v0 += CLEAR_BLOCKS)
         st = eagle_phase(t, clear_grads, err);
     while (st == PL_OK && next_micro(t, &next)) {
         st = eagle_forward(t, err);
@@ -433,36 +415,54 @@ static pl_status run(pl_eagle_trainer *t, totals *total, pl_error *err)
     return st;
 }
 
-pl_status pl_eagle_train_step(pl_eagle_trainer *t, const pl_eagle_window *w, int n,
-    int (*should_stop)(void *ctx), void *ctx, pl_eagle_step_stats *stats, pl_error *err)
+/* What both halves have in common: gradients into t->grads and their norm. */
+static pl_status make_gradients(pl_eagle_trainer *t, pl_eagle_step_stats *stats, pl_error *err)
 {
     totals total[PL_EAGLE_DEPTH_MAX] = {0};
-    double sum = 0;
-    pl_status st = begin(t, w, n, err);
+    pl_status st = run(t, total, err);
 
     if (st != PL_OK)
         return st;
-    t->should_stop = should_stop;
-    t->stop_ctx = ctx;
-    t->is_eval = 0;
-    st = run(t, total, err);
-    if (st == PL_OK) {
-        add_norms(t);
-        st = eagle_phase(t, square_share, err);
-    }
-    if (st != PL_OK)
-        return st;
+    add_norms(t);
     fill_stats(t, total, stats);
-    for (int i = 0; i < t->n_threads; i++)
-        sum += t->scratch[i].sum;
-    stats->grad_norm = sqrt(sum);
-    if (!isfinite(stats->loss) || !isfinite(stats->grad_norm))
+    st = eagle_grad_norm(t, &stats->grad_norm, err);
+    if (st == PL_OK && (!isfinite(stats->loss) || !isfinite(stats->grad_norm)))
         return pl_fail(err, PL_E_NUMERIC,
             "drafter training: loss %g, gradient norm %g; the batch is dropped", stats->loss,
             stats->grad_norm);
-    if (should_stop && should_stop(ctx))
-        return pl_fail(err, PL_E_STOPPED, "drafter training: asked to stop; nothing was changed");
-    update(t, stats->grad_norm);
+    return st;
+}
+
+pl_status pl_eagle_gradients(pl_eagle_trainer *t, const pl_eagle_window *w, int n,
+    int (*should_stop)(void *ctx), void *ctx, float *grads, pl_eagle_step_stats *stats,
+    pl_error *err)
+{
+    float *own = t->grads;
+
+    t->should_stop = should_stop;
+    t->stop_ctx = ctx;
+    t->is_eval = 0;
+    t->grads = grads;
+    pl_status st = begin(t, w, n, err);
+    if (st == PL_OK)
+        st = make_gradients(t, stats, err);
+    t->grads = own;
+    return st;
+}
+
+pl_status pl_eagle_train_step(pl_eagle_trainer *t, const pl_eagle_window *w, int n,
+    int (*should_stop)(void *ctx), void *ctx, pl_eagle_step_stats *stats, pl_error *err)
+{
+    const pl_status st = pl_eagle_gradients(t, w, n, should_stop, ctx, t->grads, stats, err);
+
+    if (st != PL_OK)
+        return st;
+    do {
+        if (should_stop && should_stop(ctx))
+            return pl_fail(
+                err, PL_E_STOPPED, "drafter training: asked to stop; nothing was changed");
+    } while (back_some(t, &t->backed_state, t->state_bytes));
+    eagle_update(t, t->grads, stats->grad_norm);
     return PL_OK;
 }
 
@@ -483,20 +483,4 @@ pl_status pl_eagle_eval(
     if (!isfinite(stats->loss))
         return pl_fail(err, PL_E_NUMERIC, "drafter evaluation: loss %g", stats->loss);
     return PL_OK;
-}
-
-int64_t pl_eagle_trainer_steps(const pl_eagle_trainer *t)
-{
-    return t->step;
-}
-
-void pl_eagle_trainer_swap_average(pl_eagle_trainer *t)
-{
-    for (size_t i = 0; t->average && i < t->e->n_elements; i++) {
-        const float w = t->e->w[i];
-        t->e->w[i] = t->average[i];
-        t->average[i] = w;
-    }
-    if (t->average)
-        eagle_touch(t->e);
 }

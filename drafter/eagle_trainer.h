@@ -72,6 +72,8 @@ struct pl_eagle_trainer {
     pl_arena arena;
     float *grads, *m, *v, *average; /* [n_elements]; average: NULL without EMA */
     int64_t step;
+    size_t state_bytes; /* of the arena: gradients, moments, average, which stand first */
+    size_t backed_work, backed_state; /* bytes of the arena that memory was asked for, so far */
 
     /* the call */
     int (*should_stop)(void *ctx);
@@ -84,8 +86,9 @@ struct pl_eagle_trainer {
     /* the micro-batch */
     eagle_slot *slots; /* [max_windows] */
     int n_slots, n_rows;
-    int k;           /* depth at work */
-    int slot;        /* window at work */
+    int k;                     /* depth at work */
+    int group_row, group_rows; /* of the micro-batch: windows whose heads are at work */
+    int is_known;              /* all of them bring their log-sum-exp */
     int v0;          /* first column of the target's head, or row of the draft head, at work */
     uint16_t *fused; /* [rows, ld3] normed features */
     float *inv_fc;   /* [rows, 3] */
@@ -103,11 +106,12 @@ struct pl_eagle_trainer {
     uint16_t *dgate16, *dup16; /* [rows, fp] */
     uint16_t *packed;          /* inputs of a weight gradient */
 
-    /* the head, of one window */
+    /* the heads, of a group */
     uint16_t *hidden;  /* [window, cp] */
     uint16_t *kept;    /* packed: the rows of the target's head that the draft vocabulary has */
     int has_kept;      /* it is that of this step */
     float *p;          /* [window, vp] the target's, on the draft vocabulary */
+    float *p_log_p;    /* [window] sum of p log p */
     float *logits;     /* [window, vp] */
     uint16_t *dlogits; /* [depth][window, vp] */
     eagle_scratch *scratch;
@@ -116,12 +120,16 @@ struct pl_eagle_trainer {
 /* Run one phase, or PL_E_STOPPED. */
 pl_status eagle_phase(pl_eagle_trainer *t, pl_team_fn fn, pl_error *err);
 
-/* Phases of a micro-batch; t->k, t->slot and t->v0 are set between them. */
+/* Phases of a micro-batch; t->k, the group and t->v0 are set between them. */
 pl_status eagle_forward(pl_eagle_trainer *t, pl_error *err);
 pl_status eagle_head(pl_eagle_trainer *t, pl_error *err);
 pl_status eagle_backward(pl_eagle_trainer *t, pl_error *err);
 void eagle_attend(void *ctx, int i_thread, int n_threads);
 void eagle_attend_back(void *ctx, int i_thread, int n_threads);
+
+/* L2 norm of t->grads, in phases; clipping and AdamW with grads of that norm, never stopped. */
+pl_status eagle_grad_norm(pl_eagle_trainer *t, double *norm, pl_error *err);
+void eagle_update(pl_eagle_trainer *t, const float *grads, double norm);
 
 /* Inside a phase: y = x w^T on this thread's panels. */
 void eagle_multiply(const pl_eagle_trainer *t, const uint16_t *x, size_t ldx, const uint16_t *w,
@@ -143,12 +151,21 @@ static inline int eagle_counts(const pl_eagle_window *w, int i, int depth)
     return i + 1 + depth < w->n && w->is_target[i + 1 + depth];
 }
 
-/* The loss of one row, DRAFTING 1.3: alpha_weight * -log alpha + (1 - alpha_weight) * CE, p not
- * renormalised, q = softmax(z / temperature) over the n tokens.  q becomes weight * d loss / dz. */
+/* The loss of one row (pl_eagle_loss), p not renormalised, q = softmax(z / temperature) over the n
+ * tokens.  q becomes weight * d loss / dz. */
+typedef struct eagle_goal {
+    pl_eagle_loss kind;
+    float alpha_weight; /* of the mix */
+    float temperature, lse;
+    float p_log_p; /* sum of p log p: makes CE the divergence, in the value of LK */
+    float weight;
+} eagle_goal;
 typedef struct eagle_loss {
     float alpha, ce, coverage, loss;
 } eagle_loss;
 eagle_loss eagle_loss_row(float *restrict q, const float *restrict p, const float *restrict z,
-    int n, float temperature, float lse, float alpha_weight, float weight);
+    int n, const eagle_goal *g);
+/* Mean of SmoothL1(s - target) over n; ds += weight times its gradient. */
+float eagle_match_row(float *ds, const uint16_t *s, const uint16_t *target, int n, float weight);
 
 #endif
