@@ -2,12 +2,15 @@
 #include "cli/cli.h"
 #include "core/json.h"
 #include "core/rng.h"
+#include "drafter/eagle.h"
 #include "rollout/rollout.h"
 
 #include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+
+enum { DRAFTER_WINDOW = 256 }; /* positions that a learned drafter looks back */
 
 typedef struct prompt {
     int32_t *ids;
@@ -17,7 +20,7 @@ typedef struct prompt {
 typedef struct generate {
     /* options */
     cli_model_options model;
-    const char *prompt, *prompts;
+    const char *prompt, *prompts, *drafter;
     cli_list stop;
     int raw, json, no_speculative, ignore_eos, stats;
     int64_t n, top_k, seed, max_tokens, batch;
@@ -287,7 +290,19 @@ static pl_status submit_all(generate *g, pl_engine *e, pl_error *err)
     return PL_OK;
 }
 
-static void print_stats(const pl_engine *e)
+static void print_learned(const pl_engine_stats *s)
+{
+    const int64_t n = s->n_draft_of[PL_SOURCE_LEARNED], hit = s->n_accepted_of[PL_SOURCE_LEARNED];
+    fprintf(stderr, "of which by the learned drafter: drafted %lld, accepted %lld (%.1f %%)",
+        (long long)n, (long long)hit,
+        s->n_accepted > 0 ? 100.0 * (double)hit / (double)s->n_accepted : 0.0);
+    for (int i = 0; i < 16 && s->n_reached[i] > 0; i++)
+        fprintf(stderr, "%s%.2f", i == 0 ? "; right by depth: " : " ",
+            (double)s->n_hit[i] / (double)s->n_reached[i]);
+    fputc('\n', stderr);
+}
+
+static void print_stats(const generate *g, const pl_engine *e)
 {
     pl_engine_stats s;
     pl_engine_get_stats(e, &s);
@@ -298,12 +313,15 @@ static void print_stats(const pl_engine *e)
         (long long)s.n_emitted, total, total > 0 ? (double)s.n_emitted / total : 0.0,
         s.n_verify_steps > 0 ? 1.0 + (double)s.n_accepted / (double)s.n_verify_steps : 1.0,
         (long long)s.n_rounds, (long long)s.n_draft, (long long)s.n_accepted);
+    if (g->drafter)
+        print_learned(&s);
 }
 
 static pl_status run_engine(generate *g, pl_error *err)
 {
     pl_engine_options o;
     pl_engine *e = NULL;
+    pl_eagle *eagle = NULL;
     int longest = 1;
 
     for (int i = 0; i < g->n_prompts; i++)
@@ -315,11 +333,16 @@ static pl_status run_engine(generate *g, pl_error *err)
         o.max_num_seqs = (int)(g->n_prompts * g->n);
     o.max_ctx = longest + (int)g->max_tokens;
     o.speculative = !g->no_speculative;
+    o.learned_window = g->drafter ? DRAFTER_WINDOW : 0;
     g->done = calloc((size_t)(g->n_prompts * g->n), sizeof *g->done);
     if (!g->done)
         return pl_fail(err, PL_E_NOMEM, "no memory for %d responses", g->n_prompts * (int)g->n);
     g->stream = !g->json && g->n_prompts * g->n == 1 && isatty(STDOUT_FILENO);
-    pl_status st = pl_engine_new(&e, g->m.model, g->m.tokenizer, &o, &g->log, err);
+    pl_status st = g->drafter ? pl_eagle_load(&eagle, g->m.model, g->drafter, err) : PL_OK;
+    if (st == PL_OK)
+        st = pl_engine_new(&e, g->m.model, g->m.tokenizer, &o, &g->log, err);
+    if (st == PL_OK && eagle)
+        st = pl_engine_set_drafter(e, eagle, err);
     if (st == PL_OK)
         st = submit_all(g, e, err);
     if (st == PL_OK)
@@ -327,8 +350,9 @@ static pl_status run_engine(generate *g, pl_error *err)
     if (st == PL_E_STOPPED)
         *err = g->err;
     if (st == PL_OK && g->stats)
-        print_stats(e);
+        print_stats(g, e);
     pl_engine_free(e);
+    pl_eagle_free(eagle);
     return st == PL_E_STOPPED ? err->code : st;
 }
 
@@ -376,6 +400,8 @@ int cmd_generate(int argc, char **argv)
         {"isa", CLI_STRING, &g.model.isa, 0, 0, "ISA", "auto, amx, avx512, avx2 or ref (auto)"},
         {"no-speculative", CLI_FLAG, &g.no_speculative, 0, 0, NULL,
             "plain decoding; the text is the same"},
+        {"drafter", CLI_STRING, &g.drafter, 0, 0, "DIR",
+            "draft with the learned drafter of this directory too (EAGLE-3)"},
         {"json", CLI_FLAG, &g.json, 0, 0, NULL, "one object a sample and line, in uid order"},
         {"stats", CLI_FLAG, &g.stats, 0, 0, NULL, "tokens/s and acceptance length on stderr"},
         {0},
@@ -396,6 +422,10 @@ int cmd_generate(int argc, char **argv)
     }
     if (!g.prompt == !g.prompts) {
         pl_error_set(&err, PL_E_USAGE, "generate wants either --prompt TEXT or --prompts FILE");
+        return cli_report(&err);
+    }
+    if (g.drafter && g.no_speculative) {
+        pl_error_set(&err, PL_E_USAGE, "--drafter and --no-speculative exclude each other");
         return cli_report(&err);
     }
     cli_catch_signals(0);

@@ -20,8 +20,9 @@ static int pages_of(int n_tokens)
 
 /* ---- groups ---- */
 
-static void group_forget(pl_engine *e, group *g)
+void group_forget(pl_engine *e, group *g)
 {
+    features_forget(e, g);
     pl_kv_seq_clear(e->pool, &g->kv);
     g->is_ready = 0;
 }
@@ -33,6 +34,7 @@ static void group_free(pl_engine *e, group *g)
         at = &(*at)->next;
     if (*at)
         *at = g->next;
+    features_forget(e, g);
     pl_kv_seq_done(e->pool, &g->kv);
     store_put(&e->store, g->knowledge);
     free(g->logits);
@@ -65,6 +67,7 @@ pl_status group_get(pl_engine *e, const pl_request *r, group **out, pl_error *er
     memcpy(g->prompt, r->prompt, n_bytes);
     g->id = r->group;
     g->n_prompt = r->n_prompt;
+    g->place = -1;
     g->next = e->groups;
     e->groups = g;
     *out = g;
@@ -120,6 +123,7 @@ int sequence_alloc(sequence *s)
 void sequence_free(pl_engine *e, sequence *s)
 {
     group *g = s->group;
+    features_close(e, s);
     pl_kv_seq_done(e->pool, &s->kv);
     pl_suffix_cursor_free(s->cursor);
     free(s->tokens);
@@ -170,6 +174,7 @@ void engine_preempt(pl_engine *e, sequence *s)
         i++;
     take_running(e, i);
     e->stats.n_preempted += s->kv.n_tokens > 0;
+    features_close(e, s);
     pl_kv_seq_clear(e->pool, &s->kv);
     s->is_forked = 0;
     engine_queue(e, s);
@@ -306,5 +311,6 @@ void engine_fork_ready(pl_engine *e)
             continue;
         pl_kv_fork(e->pool, &s->group->kv, &s->kv);
         s->is_forked = 1;
+        features_open(e, s);
     }
 }

@@ -18,6 +18,8 @@ void pl_engine_defaults(pl_engine_options *o)
         .fixed_rows = 8,
         .max_spec_rows = 16,
         .max_spec_depth = 8,
+        .learned_depth = 6,
+        .learned_topk = 4,
         .suffix = {.min_match = 0, .max_tokens = 1 << 16, .decay = 0.7f}};
 }
 
@@ -80,7 +82,7 @@ size_t pl_engine_plan(const pl_arch *arch, const pl_engine_options *o, int n_thr
     return pl_pass_plan(arch, &po, n_threads) +
            (size_t)plan_pages(arch, o) * pl_kv_page_bytes(arch) +
            (size_t)o->max_num_seqs * sample_bytes() + ((size_t)n_threads + n_groups) * vocab +
-           knowledge * SUFFIX_TOKEN_BYTES;
+           knowledge * SUFFIX_TOKEN_BYTES + features_plan(arch, o, n_threads) + controller_plan(o);
 }
 
 static pl_status check_options(const pl_engine_options *o, const pl_arch *a, pl_error *err)
@@ -99,6 +101,11 @@ static pl_status check_options(const pl_engine_options *o, const pl_arch *a, pl_
             o->max_spec_rows, o->max_spec_depth, PL_DRAFT_MAX);
     if (o->controller == PL_CONTROLLER_FIXED && o->fixed_rows < 1)
         return pl_fail(err, PL_E_INVAL, "fixed_rows %d is less than 1", o->fixed_rows);
+    if (o->learned_window < 0 ||
+        (o->learned_window > 0 && (o->learned_depth < 1 || o->learned_topk < 1)))
+        return pl_fail(err, PL_E_INVAL,
+            "learned_window %d, learned_depth %d, learned_topk %d: 0 or more, 1 or more, 1 or more",
+            o->learned_window, o->learned_depth, o->learned_topk);
     /* The same checks as the drafter's own, before any sample meets them. */
     pl_suffix *s = NULL;
     const pl_status st = pl_suffix_new(&s, &o->suffix, err);
@@ -138,7 +145,7 @@ static pl_status allocate(pl_engine *e, pl_error *err)
         aligned_alloc(64, n_threads * (size_t)pl_pad32(e->arch->n_vocab) * sizeof *e->scratch);
     if (!e->running || !e->work || !e->jobs || !e->items || !e->segs || !e->scratch)
         return pl_fail(err, PL_E_NOMEM, "no memory for %zu samples", n);
-    return PL_OK;
+    return features_new(e, err);
 }
 
 pl_status pl_engine_new(pl_engine **out, pl_model *model, const pl_tokenizer *tok,
@@ -189,6 +196,7 @@ void pl_engine_free(pl_engine *e)
     if (!e)
         return;
     pl_engine_clear(e);
+    features_done(e);
     store_done(&e->store);
     controller_done(&e->controller);
     pl_pass_free(e->pass);
@@ -263,6 +271,7 @@ static pl_status make_sequence(pl_engine *e, const pl_request *r, sequence **out
     if (!s)
         return pl_fail(err, PL_E_NOMEM, "no memory to queue it");
     s->r = *r;
+    s->place = -1;
     for (int i = 0; i < r->n_stop; i++) {
         const int n = (int)strlen(r->stop[i]);
         s->tail_max = n > s->tail_max ? n : s->tail_max;
@@ -331,10 +340,8 @@ pl_status pl_engine_new_version(pl_engine *e, uint32_t version, pl_error *err)
     if (e->n_running > 0)
         return pl_fail(err, PL_E_INVAL,
             "engine: new weights while %d samples run; finish or clear them first", e->n_running);
-    for (group *g = e->groups; g; g = g->next) {
-        pl_kv_seq_clear(e->pool, &g->kv);
-        g->is_ready = 0;
-    }
+    for (group *g = e->groups; g; g = g->next)
+        group_forget(e, g);
     for (sequence *s = e->queue; s; s = s->next)
         if (s->n > 0)
             return pl_fail(err, PL_E_INVAL,
@@ -342,6 +349,7 @@ pl_status pl_engine_new_version(pl_engine *e, uint32_t version, pl_error *err)
                 s->r.uid);
     e->version = version;
     store_age(&e->store);
+    controller_new_drafter(&e->controller);
     return PL_OK;
 }
 

@@ -2,6 +2,7 @@
 #ifndef PL_ROLLOUT_INTERNAL_H
 #define PL_ROLLOUT_INTERNAL_H
 
+#include "model/features.h"
 #include "rollout/controller.h"
 #include "rollout/rollout.h"
 #include "verifier/verifier.h"
@@ -9,6 +10,10 @@
 enum {
     MAX_STOP_BYTES = 4096, /* of one stop string */
     STORE_AUTOMATA = 4,    /* the store holds this many times suffix.max_tokens */
+    LEAD_ROWS = 32,        /* of a prompt's end, that windows begin with */
+    LEARNED_DEPTH_MAX = 16,
+    LEARNED_TOPK_MAX = 8,
+    TAIL_RUNNING = 4, /* samples at most in a round of the tail */
 };
 
 /* ---- what is known of prompts, across groups and epochs ---- */
@@ -33,6 +38,26 @@ void store_put(suffix_store *s, suffix_entry *e);
 void store_age(suffix_store *s);
 void store_done(suffix_store *s);
 
+/* ---- features of rows, gathered for windows ---- */
+
+/* Consecutive positions of one sample (or of a prompt's end) and what the target computed there. */
+typedef struct recorder {
+    int position, n;    /* of row 0; rows */
+    int32_t *tokens;    /* [room] */
+    uint16_t *features; /* [room][PL_FEATURE_LAYERS][cp] */
+    uint16_t *hidden;   /* [room][cp] */
+    struct recorder *next;
+} recorder;
+
+typedef struct window_set {
+    pl_window_fn fn; /* NULL: no windows are wanted */
+    void *ctx;
+    int rows;
+    recorder *recorders; /* [2 * max_num_seqs]: of samples, of prompts */
+    recorder *free, *free_leads;
+    void *store; /* what they point into */
+} window_set;
+
 /* ---- samples and their groups ---- */
 
 typedef struct group {
@@ -45,6 +70,8 @@ typedef struct group {
     float *logits;           /* [V] of the prompt's last token */
     suffix_entry *knowledge; /* NULL: none */
     uint64_t planned;        /* the round whose pass prefills it */
+    int place;               /* of the learned drafter, knows the prompt; -1: none */
+    recorder *lead;          /* the prompt's last rows; NULL: none */
     struct group *next;
 } group;
 
@@ -64,6 +91,9 @@ typedef struct sequence {
     int n_tail, tail_max;
     pl_finish finish;
     int n_draft, n_accepted, n_verify;
+    int place;     /* of the learned drafter; -1: none */
+    recorder *rec; /* NULL: no windows of this sample */
+    int recorded;  /* positions before this one are in windows that were handed over */
 } sequence;
 
 /* One running sample's share of a round. */
@@ -76,9 +106,20 @@ typedef struct work {
     controller_item item;
     pl_verdict verdict;
     int n_kept; /* tokens of the verdict that count */
+    pl_draw draw;
     pl_status status;
     pl_error err;
 } work;
+
+/* The pass of one round. */
+typedef struct plan {
+    int n_segs;
+    int rows_left;
+    int n_decode_left; /* samples further down that want a row each */
+    int n_rows, n_prefill;
+} plan;
+
+typedef void (*job_fn)(pl_engine *e, work *w, int i_thread);
 
 typedef int (*propose_fn)(sequence *s, const pl_draw *draw, int max_rows, int max_depth,
     pl_draft *draft, float *expected);
@@ -94,7 +135,12 @@ struct pl_engine {
     int n_pages;
     controller controller;
     suffix_store store;
-    propose_fn propose; /* the suffix drafter; tests put hostile ones here */
+    propose_fn propose;    /* the suffix drafter; tests put hostile ones here */
+    pl_learned *learned;   /* NULL: made without */
+    pl_learned_ask *asks;  /* [max_num_seqs] */
+    const pl_eagle *eagle; /* that drafts now, or NULL */
+    pl_features features; /* of the rows of the last pass; buffers are NULL where none are wanted */
+    window_set windows;
     uint32_t version;
     int is_speculative;
     int is_broken; /* a round ended midway: nothing but pl_engine_clear is valid */
@@ -120,6 +166,8 @@ struct pl_engine {
 pl_status engine_admit(pl_engine *e, pl_error *err);
 /* Fork what waits for a prompt that is there now. */
 void engine_fork_ready(pl_engine *e);
+/* Drop what is held of a prompt: its pages and its features. */
+void group_forget(pl_engine *e, group *g);
 /* Pages for n more positions of kv, for sample s: idle prompts and then samples younger than s give
  * theirs.  0: s itself was put back into the queue. */
 int engine_reserve(pl_engine *e, sequence *s, pl_kv_seq *kv, int n);
@@ -133,6 +181,49 @@ void sequence_free(pl_engine *e, sequence *s);
 int sequence_alloc(sequence *s);
 /* The live group of a request, made if there is none. */
 pl_status group_get(pl_engine *e, const pl_request *r, group **out, pl_error *err);
+
+/* ---- round.c ---- */
+
+/* How the next token of a sample is drawn. */
+pl_draw engine_draw_of(const sequence *s);
+/* Positions that must be in the cache before the sample decodes; the pending token's is the next.
+ */
+int engine_known(const sequence *s);
+/* Run fn for the first n jobs, spread over the team. */
+void engine_run_jobs(pl_engine *e, int n, job_fn fn);
+double engine_seconds(void);
+
+/* ---- draft.c: trees for the samples that decode, as far as they pay ---- */
+
+void engine_draft(pl_engine *e, plan *p);
+
+/* ---- features.c: what the pass computed goes to the learned drafter and into windows ---- */
+
+pl_status features_new(pl_engine *e, pl_error *err);
+void features_done(pl_engine *e);
+size_t features_plan(const pl_arch *a, const pl_engine_options *o, int n_threads); /* bytes */
+/* Have the next pass write what is wanted now. */
+void features_begin_pass(pl_engine *e);
+/* After verification: rows that are in the cache now go where they belong. */
+void features_settle(pl_engine *e, const plan *p);
+/* A sample was forked from its prompt: it begins with what is known of that. */
+void features_open(pl_engine *e, sequence *s);
+/* The sample stops running.  Rows that no window holds yet come again when it is prefilled anew. */
+void features_close(pl_engine *e, sequence *s);
+void features_forget(pl_engine *e, group *g);
+
+/* ---- windows.c ---- */
+
+void windows_open(pl_engine *e, sequence *s);
+void windows_close(pl_engine *e, sequence *s);
+void windows_forget(pl_engine *e, group *g);
+void windows_done(pl_engine *e);
+/* Rows of the last pass from i_row on are those of n tokens from position on. */
+void windows_take(
+    pl_engine *e, sequence *s, int position, const int32_t *tokens, size_t i_row, int n);
+void windows_take_prompt(pl_engine *e, group *g, int position, size_t i_row, int n);
+/* All of a round was taken: hand over what is full, or all when the sample is done. */
+void windows_settle(pl_engine *e, sequence *s);
 
 /* ---- finish.c: what ends a response ---- */
 

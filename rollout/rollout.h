@@ -5,6 +5,7 @@
 #include "core/error.h"
 #include "core/log.h"
 #include "drafter/drafter.h"
+#include "drafter/learned.h"
 #include "ipc/schema.h"
 #include "model/model.h"
 #include "model/tokenizer.h"
@@ -32,6 +33,8 @@ typedef struct pl_engine_options {
     int max_spec_rows;  /* rows of one sample's tree at most, root included, <= PL_DRAFT_MAX */
     int max_spec_depth; /* levels below the root */
     pl_suffix_options suffix;
+    int learned_window; /* positions that a learned drafter looks back; 0: no learned drafter */
+    int learned_depth, learned_topk; /* of its trees; 6, 4 */
 } pl_engine_options;
 
 /* Counters since the last pl_engine_stats_reset. */
@@ -42,6 +45,17 @@ typedef struct pl_engine_stats {
     int64_t n_draft, n_accepted;
     int64_t n_preempted; /* samples whose cache was dropped for want of pages, and prefilled anew */
     double pass_s, draft_s, verify_s;
+    /* by pl_draft_source; accepted of [0]: tokens of the target itself */
+    int64_t n_draft_of[3], n_accepted_of[3];
+    /* rounds of a sample that drafted: acceptance length is the ratio of the sums */
+    int64_t n_drafted_steps, n_drafted_emitted;
+    /* the learned drafter's verified rows by depth, [0] is depth 1: levels that were reached, and
+     * held the token */
+    int64_t n_reached[16], n_hit[16];
+    /* rounds with at most 4 running samples */
+    int64_t n_tail_emitted, n_tail_steps;
+    double tail_s;
+    int64_t n_swaps; /* of drafters */
 } pl_engine_stats;
 
 typedef struct pl_engine pl_engine;
@@ -86,6 +100,18 @@ void pl_engine_clear(pl_engine *e);
 /* The weights changed: cached keys are void, the suffix counts age.  No sample may be running or
  * wait with tokens (a prefix is of the version that goes on with it): PL_E_INVAL. */
 pl_status pl_engine_new_version(pl_engine *e, uint32_t version, pl_error *err);
+/* Draft with a learned drafter from the next round on, beside the suffix drafter; NULL: without.
+ * *borrowed* until the next call.  Between rounds at any time: the text of running samples does not
+ * change.  Errors: PL_E_INVAL (made with learned_window 0), PL_E_SHAPE, PL_E_NOMEM. */
+pl_status pl_engine_set_drafter(pl_engine *e, const pl_eagle *drafter, pl_error *err);
+/* Have fn called with the features of training samples (purpose PL_NOISE_SAMPLE): a window as soon
+ * as `rows` positions are full, the rest when the sample is done (not when it is cancelled).
+ * Windows of a sample follow one another without overlap, from the prompt's last positions on.
+ * NULL: stop. Errors: PL_E_NOMEM. */
+typedef void (*pl_window_fn)(void *ctx, const pl_feature_window *w);
+pl_status pl_engine_set_windows(pl_engine *e, pl_window_fn fn, void *ctx, int rows, pl_error *err);
+/* Bytes that windows take beside pl_engine_plan. */
+size_t pl_engine_windows_plan(const pl_arch *arch, const pl_engine_options *o, int rows);
 /* Turn drafting on or off between samples. */
 void pl_engine_set_speculative(pl_engine *e, int on);
 

@@ -10,7 +10,7 @@
 #include <string.h>
 #include <time.h>
 
-static double seconds(void)
+double engine_seconds(void)
 {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
@@ -18,8 +18,6 @@ static double seconds(void)
 }
 
 /* ---- work spread over the team, one sample at a time ---- */
-
-typedef void (*job_fn)(pl_engine *e, work *w, int i_thread);
 
 typedef struct job_list {
     pl_engine *e;
@@ -40,7 +38,7 @@ static void run_jobs_on_thread(void *ctx, int i_thread, int n_threads)
     }
 }
 
-static void run_jobs(pl_engine *e, int n, job_fn fn)
+void engine_run_jobs(pl_engine *e, int n, job_fn fn)
 {
     job_list list = {.e = e, .fn = fn, .n = n};
     if (n == 1)
@@ -51,8 +49,7 @@ static void run_jobs(pl_engine *e, int n, job_fn fn)
 
 /* ---- verification ---- */
 
-/* How the next token of a sample is drawn. */
-static pl_draw draw_of(const sequence *s)
+pl_draw engine_draw_of(const sequence *s)
 {
     return (pl_draw){.temperature = s->r.temperature,
         .top_k = s->r.top_k,
@@ -79,7 +76,7 @@ static const float *logits_of_row(void *ctx, int i_row)
 static void verify_job(pl_engine *e, work *w, int i_thread)
 {
     sequence *s = w->s;
-    const pl_draw draw = draw_of(s);
+    const pl_draw draw = engine_draw_of(s);
     const int n_vocab = e->arch->n_vocab;
     logits_source source = {e, w};
     float *scratch = e->scratch + (size_t)i_thread * (size_t)pl_pad32(n_vocab);
@@ -93,11 +90,55 @@ static void verify_job(pl_engine *e, work *w, int i_thread)
         pl_pass_commit(e->pass, e->pool, w->i_seg, w->verdict.row, w->verdict.n);
 }
 
+static int is_learned(const controller_item *it, int row)
+{
+    return it->kind[row] == ROW_LEARNED || it->kind[row] == ROW_BOTH;
+}
+
+/* Levels of the draft that were reached and held rows of the learned drafter, and those that held
+ * the drawn token. */
+static void count_levels(pl_engine_stats *st, const work *w)
+{
+    const controller_item *it = &w->item;
+    const pl_draft *d = &it->proposal;
+    int row = 0;
+    for (int i = 0; i < w->n_kept && i < LEARNED_LEVELS && row >= 0; i++) {
+        int n_rows = 0, next = -1;
+        for (int k = row + 1; k < d->n; k++) {
+            if (d->parent[k] != row || !it->keep[k])
+                continue;
+            n_rows += is_learned(it, k);
+            next = d->token[k] == w->verdict.token[i] ? k : next;
+        }
+        st->n_reached[i] += n_rows > 0;
+        st->n_hit[i] += next >= 0 && is_learned(it, next);
+        row = next;
+    }
+}
+
+static void count_verdict(pl_engine_stats *st, const work *w)
+{
+    st->n_verify_steps++;
+    st->n_emitted += w->n_kept;
+    st->n_draft += w->draft.n - 1;
+    for (int k = 0; k < w->n_kept; k++) {
+        st->n_accepted += w->verdict.source[k] != PL_SOURCE_TARGET;
+        st->n_accepted_of[w->verdict.source[k]]++;
+    }
+    if (w->draft.n == 1)
+        return;
+    for (int k = 1; k < w->draft.n; k++)
+        st->n_draft_of[w->draft.source[k]]++;
+    st->n_drafted_steps++;
+    st->n_drafted_emitted += w->n_kept;
+    count_levels(st, w);
+}
+
 /* Decide n jobs; what siblings and the controller learn from them is written one after the other.
  */
 static pl_status verify(pl_engine *e, int n, pl_error *err)
 {
-    run_jobs(e, n, verify_job);
+    engine_run_jobs(e, n, verify_job);
     for (int i = 0; i < n; i++) {
         work *w = e->jobs[i];
         sequence *s = w->s;
@@ -108,11 +149,7 @@ static pl_status verify(pl_engine *e, int n, pl_error *err)
         }
         s->n_verify++;
         s->n_draft += w->draft.n - 1;
-        e->stats.n_verify_steps++;
-        e->stats.n_emitted += w->n_kept;
-        e->stats.n_draft += w->draft.n - 1;
-        for (int k = 0; k < w->n_kept; k++)
-            e->stats.n_accepted += w->verdict.source[k] != PL_SOURCE_TARGET;
+        count_verdict(&e->stats, w);
         /* Short memory costs knowledge, not text: the cursor goes on without recording. */
         if (s->cursor)
             (void)pl_suffix_append(s->cursor, s->tokens + s->n - w->n_kept, w->n_kept, NULL);
@@ -125,7 +162,7 @@ static pl_status verify(pl_engine *e, int n, pl_error *err)
 static pl_status draw_first_tokens(pl_engine *e, pl_error *err)
 {
     int n = 0;
-    const double t = seconds();
+    const double t = engine_seconds();
     for (int i = 0; i < e->n_running; i++) {
         sequence *s = e->running[i];
         if (!s->is_forked || s->n > 0)
@@ -139,28 +176,20 @@ static pl_status draw_first_tokens(pl_engine *e, pl_error *err)
         e->jobs[n++] = w;
     }
     const pl_status st = verify(e, n, err);
-    e->stats.verify_s += seconds() - t;
+    e->stats.verify_s += engine_seconds() - t;
     return st;
 }
 
 /* ---- planning the pass ---- */
 
-typedef struct plan {
-    int n_segs;
-    int rows_left;
-    int n_decode_left; /* samples further down that want a row each */
-    int n_rows, n_prefill;
-} plan;
-
-/* Tokens that must be in the cache before the sample decodes. */
-static int n_known(const sequence *s)
+int engine_known(const sequence *s)
 {
     return s->r.n_prompt + s->n - 1;
 }
 
 static int is_decoding(const sequence *s)
 {
-    return s->is_forked && s->n > 0 && s->kv.n_tokens == n_known(s);
+    return s->is_forked && s->n > 0 && s->kv.n_tokens == engine_known(s);
 }
 
 static void add_segment(pl_engine *e, plan *p, sequence *s, pl_segment seg, int is_prefill)
@@ -183,7 +212,7 @@ static int plan_prefill(pl_engine *e, plan *p, sequence *s)
     group *g = s->group;
     const int is_prompt = !s->is_forked;
     pl_kv_seq *kv = is_prompt ? &g->kv : &s->kv;
-    const int n_todo = (is_prompt ? g->n_prompt : n_known(s)) - kv->n_tokens;
+    const int n_todo = (is_prompt ? g->n_prompt : engine_known(s)) - kv->n_tokens;
     int n = p->rows_left - p->n_decode_left;
     n = n < 1 ? 1 : n;
     n = n < n_todo ? n : n_todo;
@@ -232,84 +261,6 @@ static plan plan_rows(pl_engine *e)
     return p;
 }
 
-/* ---- drafting ---- */
-
-static void propose_job(pl_engine *e, work *w, int i_thread)
-{
-    sequence *s = w->s;
-    const pl_draw draw = draw_of(s);
-    const int room = s->r.max_tokens - s->n - 1; /* tokens beyond the one that comes anyway */
-    const int depth = room < e->o.max_spec_depth ? room : e->o.max_spec_depth;
-    const int max_rows = w->item.n_keep;
-    (void)i_thread;
-    pl_draft_begin(&w->item.proposal, s->tokens[s->n - 1]);
-    w->item.expected[0] = 1;
-    if (depth > 0)
-        e->propose(s, &draw, max_rows, depth, &w->item.proposal, w->item.expected);
-}
-
-/* The rows that were chosen, as the tree to verify.  0 when pages are short: decode plainly then.
- */
-static int take_chosen(pl_engine *e, work *w)
-{
-    const pl_draft *all = &w->item.proposal;
-    pl_draft *d = &w->draft;
-    int16_t at[PL_DRAFT_MAX] = {0};
-    int depth = 0;
-    for (int i = 1; i < all->n; i++) {
-        if (!w->item.keep[i])
-            continue;
-        assert(w->item.keep[all->parent[i]]);
-        at[i] = (int16_t)pl_draft_add(
-            d, at[all->parent[i]], all->token[i], (pl_draft_source)all->source[i], PL_DRAFT_MAX);
-        depth = all->depth[i] > depth ? all->depth[i] : depth;
-    }
-    if (d->n == 1)
-        return 1;
-    if (pl_kv_reserve(e->pool, &w->s->kv, depth + 1, NULL) == PL_OK)
-        return 1;
-    d->n = 1;
-    return 0;
-}
-
-static void draft(pl_engine *e, plan *p)
-{
-    int n = 0, n_proposed = 0;
-    for (int i = 0; i < p->n_segs; i++)
-        if (!e->work[i].is_prefill && e->work[i].s->cursor)
-            e->jobs[n++] = &e->work[i];
-    if (!e->is_speculative || n == 0)
-        return;
-    const int n_offer = controller_offer(&e->controller, n, p->rows_left);
-    if (n_offer < 1)
-        return;
-    for (int i = 0; i < n; i++) {
-        e->jobs[i]->item.n_keep = n_offer + 1;
-        e->items[i] = &e->jobs[i]->item;
-    }
-    const double t = seconds();
-    run_jobs(e, n, propose_job);
-    const double draft_s = seconds() - t;
-    for (int i = 0; i < n; i++)
-        n_proposed += e->items[i]->proposal.n - 1;
-    controller_observe_draft(&e->controller, n_proposed, draft_s);
-    controller_choose(&e->controller, e->items, n, p->n_rows - n, p->rows_left);
-
-    for (int i = 0; i < n; i++) {
-        work *w = e->jobs[i];
-        pl_segment *seg = &e->segs[w->i_seg];
-        if (!take_chosen(e, w) || w->draft.n == 1)
-            continue;
-        seg->tokens = w->draft.token;
-        seg->parent = w->draft.parent;
-        seg->n_rows = seg->n_logits = w->draft.n;
-        p->n_rows += w->draft.n - 1;
-        p->rows_left -= w->draft.n - 1;
-    }
-    assert(p->rows_left >= 0);
-    e->stats.draft_s += seconds() - t;
-}
-
 /* ---- after the pass ---- */
 
 /* Prompts that are complete now: keep the logits of their last row. */
@@ -329,11 +280,12 @@ static void settle_prompts(pl_engine *e, const plan *p)
 static pl_status run_pass(pl_engine *e, plan *p, pl_error *err)
 {
     int n = 0, n_emitted = 0;
-    const double begin = seconds();
+    features_begin_pass(e);
+    const double begin = engine_seconds();
     pl_status st = pl_pass_run(e->pass, e->pool, e->segs, p->n_segs, err);
     if (st != PL_OK)
         return st;
-    const double passed = seconds();
+    const double passed = engine_seconds();
     settle_prompts(e, p);
     for (int i = 0; i < p->n_segs; i++)
         if (!e->work[i].is_prefill)
@@ -341,7 +293,8 @@ static pl_status run_pass(pl_engine *e, plan *p, pl_error *err)
     st = verify(e, n, err);
     if (st != PL_OK)
         return st;
-    const double verified = seconds();
+    features_settle(e, p);
+    const double verified = engine_seconds();
     for (int i = 0; i < n; i++) {
         const work *w = e->jobs[i];
         n_emitted += w->n_kept;
@@ -395,6 +348,14 @@ static int report(pl_engine *e, pl_response_fn on_tokens, void *ctx)
     return !is_stopped;
 }
 
+static void count_tail(pl_engine_stats *st, const pl_engine_stats *before)
+{
+    st->n_tail_emitted += st->n_emitted - before->n_emitted;
+    st->n_tail_steps += st->n_verify_steps - before->n_verify_steps;
+    st->tail_s += st->pass_s - before->pass_s + st->draft_s - before->draft_s + st->verify_s -
+                  before->verify_s;
+}
+
 pl_status pl_engine_round(
     pl_engine *e, pl_response_fn on_tokens, void *ctx, int *n_left, pl_error *err)
 {
@@ -402,6 +363,7 @@ pl_status pl_engine_round(
         return pl_fail(
             err, PL_E_INVAL, "engine: the last round failed midway; clear the engine first");
     e->round++;
+    const pl_engine_stats before = e->stats;
 
     /* 1. Who runs; prompts that are in the cache give each sample its first token. */
     pl_status st = engine_admit(e, err);
@@ -417,7 +379,7 @@ pl_status pl_engine_round(
     plan p = plan_rows(e);
 
     /* 3. What is left of the pass goes to drafts, as far as they pay. */
-    draft(e, &p);
+    engine_draft(e, &p);
 
     /* 4. One pass scores all rows; each sample keeps what the target draws. */
     if (p.n_segs > 0) {
@@ -427,6 +389,8 @@ pl_status pl_engine_round(
     }
     e->stats.n_rounds++;
     e->is_broken = 0;
+    if (e->n_running <= TAIL_RUNNING)
+        count_tail(&e->stats, &before);
 
     /* 5. Report, and let go of what is done. */
     const int goes_on = report(e, on_tokens, ctx);

@@ -25,7 +25,8 @@ typedef struct bed {
     pl_model *model;
 } bed;
 
-static inline int bed_open(bed *b, pl_isa isa, int n_threads)
+/* init_std: of the weights; the larger, the sharper the text. */
+static inline int bed_open_with(bed *b, pl_isa isa, int n_threads, float init_std)
 {
     const pl_ops *ops = NULL;
     pl_cpu cpu;
@@ -38,7 +39,7 @@ static inline int bed_open(bed *b, pl_isa isa, int n_threads)
     snprintf(b->dir, sizeof b->dir, "%s/pl-engine-XXXXXX", P_tmpdir);
     cr_assert_not_null(mkdtemp(b->dir));
     pl_tiny_defaults(&tiny);
-    tiny.init_std = 0.12f;
+    tiny.init_std = init_std;
     tiny.arch.n_eos = 4;
     for (int i = 1; i < tiny.arch.n_eos; i++)
         tiny.arch.eos_ids[i] = 300 + 17 * i;
@@ -51,6 +52,11 @@ static inline int bed_open(bed *b, pl_isa isa, int n_threads)
         "%s", err.msg);
     cr_assert_eq(pl_model_load(b->model, b->src, NULL, &err), PL_OK, "%s", err.msg);
     return 1;
+}
+
+static inline int bed_open(bed *b, pl_isa isa, int n_threads)
+{
+    return bed_open_with(b, isa, n_threads, 0.12f);
 }
 
 static inline void bed_close(bed *b)
@@ -159,7 +165,7 @@ static inline int propose_oracle(
 /* ---- running a workload ---- */
 
 typedef struct setting {
-    int batch, max_rows, speculative, is_reversed, kv_pages, fixed_rows, depth;
+    int batch, max_rows, speculative, is_reversed, kv_pages, fixed_rows, depth, learned_window;
     pl_controller_kind controller;
     propose_fn propose;
 } setting;
@@ -180,6 +186,7 @@ static inline pl_engine *make_engine(const bed *b, const setting *s)
     o.max_spec_rows = 64;
     o.fixed_rows = s->fixed_rows ? s->fixed_rows : 12;
     o.max_spec_depth = s->depth ? s->depth : 8;
+    o.learned_window = s->learned_window;
     if (s->kv_pages)
         o.kv_bytes = (size_t)s->kv_pages * pl_kv_page_bytes(pl_model_arch(b->model));
     cr_assert_eq(pl_engine_new(&e, b->model, b->tok, &o, NULL, &err), PL_OK, "%s", err.msg);

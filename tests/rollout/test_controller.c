@@ -1,6 +1,8 @@
 /* Claims tested: the chosen rows are closed under parents and within the rows that are left; steep
  * pass times turn drafting off and flat ones take all (DRAFTING G3); the best prefix is the optimum
- * over all closed sets (G2); predicted times are monotone; acceptance is learnt from labels. */
+ * over all closed sets (G2); predicted times are monotone; acceptance is learnt from labels.  The
+ * learned drafter drafts where it pays, is left alone where not, and found out again when it became
+ * better; what it costs and promises decides how deep. */
 #include "core/rng.h"
 #include "rollout/controller.h"
 
@@ -31,6 +33,15 @@ static void make_item(controller_item *it, int n, uint32_t seed)
         pl_draft_add(&it->proposal, parent, i, PL_SOURCE_SUFFIX, 64);
         it->expected[i] = it->expected[parent] * (float)(1 + (r >> 8) % 90) / 100.0f;
     }
+    controller_describe(it, 0);
+}
+
+/* Every row with the same chance. */
+static void expect_rows(controller_item *it, float chance)
+{
+    for (int r = 1; r < it->proposal.n; r++)
+        it->expected[r] = it->expected[it->proposal.parent[r]] * chance;
+    controller_describe(it, 0);
 }
 
 static void teach(controller *c, double per_row)
@@ -46,6 +57,7 @@ static int choose(controller *c, controller_item *items, int n, int rows_left)
     int kept = 0;
     for (int i = 0; i < n; i++)
         list[i] = &items[i];
+    controller_offer(c, n, 0, rows_left);
     controller_choose(c, list, n, 0, rows_left);
     for (int i = 0; i < n; i++) {
         int here = 0;
@@ -67,8 +79,7 @@ Test(controller, steep_times_turn_drafting_off_and_flat_times_take_all)
     controller steep = make(PL_CONTROLLER_GOODPUT), flat = make(PL_CONTROLLER_GOODPUT);
     for (int i = 0; i < 2; i++) {
         make_item(&items[i], 4, (uint32_t)i);
-        for (int r = 1; r < 4; r++) /* sure enough to stay above the floor */
-            items[i].expected[r] = items[i].expected[items[i].proposal.parent[r]] * 0.7f;
+        expect_rows(&items[i], 0.7f); /* sure enough to stay above the floor */
     }
     teach(&steep, 0.1);
     teach(&flat, 0);
@@ -139,7 +150,7 @@ Test(controller, useless_proposals_lose_their_value)
     const int32_t drawn[1] = {1000};
     teach(&c, 0.002);
     make_item(&it, 2, 0);
-    it.expected[1] = 0.9f;
+    expect_rows(&it, 0.9f);
     cr_expect_eq(choose(&c, &it, 1, 8), 1);
     for (int i = 0; i < 400; i++)
         controller_observe_item(&c, &it, drawn, 1);
@@ -154,11 +165,117 @@ Test(controller, fixed_takes_the_first_rows_and_off_takes_none)
     controller_item items[2];
     make_item(&items[0], 20, 1);
     make_item(&items[1], 3, 2);
-    cr_expect_eq(controller_offer(&fixed, 2, 100), fixed.fixed_rows - 1);
-    cr_expect_eq(controller_offer(&off, 2, 100), 0);
+    cr_expect_eq(controller_offer(&fixed, 2, 0, 100).suffix, fixed.fixed_rows - 1);
+    cr_expect_eq(controller_offer(&off, 2, 2, 100).suffix, 0);
     cr_expect_eq(choose(&fixed, items, 2, 100), fixed.fixed_rows - 1 + 2);
     cr_expect_eq(choose(&fixed, items, 2, 3), 3);
     cr_expect_eq(choose(&off, items, 2, 100), 0);
     controller_done(&fixed);
     controller_done(&off);
+}
+
+/* ---- the learned drafter ---- */
+
+typedef struct world {
+    double hit;     /* chance that a row of the learned drafter holds the token */
+    double level_s; /* of drafting one level */
+    uint32_t seed;
+} world;
+
+/* Rounds of one sample, of which so many were drafted by the learned drafter; *levels: of all. */
+static int live(controller *c, world *w, int n_rounds, int *levels)
+{
+    int n_drafted = 0;
+    *levels = 0;
+    for (int round = 0; round < n_rounds; round++) {
+        controller_item it, *list[1] = {&it};
+        int32_t drawn[LEARNED_LEVELS + 1];
+        int n = 0, row = 0;
+        memset(&it, 0, sizeof it);
+        const controller_offer_rows o = controller_offer(c, 1, 1, 60);
+        pl_draft_begin(&it.proposal, 0);
+        it.expected[0] = 1;
+        controller_describe(&it, 0);
+        for (int i = 0; i < o.levels; i++) {
+            row = pl_draft_add(&it.proposal, row, 10 + i, PL_SOURCE_LEARNED, 64);
+            it.expected[row] = it.expected[it.proposal.parent[row]] * 0.6f;
+        }
+        if (o.levels > 0) {
+            const pl_learned_stats s = {
+                .n_extended = 2, .extend_s = 2e-4, .grow_s = w->level_s * o.levels};
+            controller_observe_learned(c, 1, 1, &s, s.extend_s + s.grow_s);
+            controller_describe(&it, 1);
+            n_drafted++;
+            *levels += o.levels;
+        }
+        controller_choose(c, list, 1, 0, 60);
+        for (row = 0; row < it.proposal.n && it.keep[row]; row++) {
+            const double u = pl_noise_word(7, w->seed++, 0, 0, 0) * 0x1p-32;
+            drawn[n++] = u < w->hit ? 10 + row : 1000;
+            if (drawn[n - 1] == 1000)
+                break;
+        }
+        controller_observe_item(c, &it, drawn, n);
+        controller_observe_pass(c, it.n_keep, 1, 0.02 + 1e-4 * it.n_keep, n, 0);
+    }
+    return n_drafted;
+}
+
+Test(controller, the_learned_drafter_drafts_where_it_pays_and_rests_where_not)
+{
+    int levels;
+    world good = {.hit = 0.6, .level_s = 1e-3}, bad = {.hit = 0.01, .level_s = 1e-3};
+    controller c = make(PL_CONTROLLER_GOODPUT);
+    teach(&c, 1e-4);
+    cr_expect_gt(live(&c, &good, 300, &levels), 270);
+    cr_expect_gt(levels, 3 * 270, "deep, where it is right");
+    controller_done(&c);
+
+    c = make(PL_CONTROLLER_GOODPUT);
+    teach(&c, 1e-4);
+    live(&c, &bad, 200, &levels);
+    cr_expect_lt(live(&c, &bad, 1000, &levels), 20, "a probe now and then");
+    cr_expect_lt(levels, 2 * 20 + 1, "and a shallow one");
+    controller_done(&c);
+}
+
+Test(controller, a_new_drafter_is_looked_at_at_once)
+{
+    int levels;
+    world good = {.hit = 0.6, .level_s = 1e-3}, bad = {.hit = 0.01, .level_s = 1e-3};
+    controller c = make(PL_CONTROLLER_GOODPUT);
+    teach(&c, 1e-4);
+    live(&c, &bad, 1000, &levels);
+    controller_new_drafter(&c);
+    cr_expect_gt(live(&c, &good, 150, &levels), 130);
+    controller_new_drafter(&c);
+    cr_expect_lt(live(&c, &bad, 400, &levels), 100, "and given up again");
+    controller_done(&c);
+}
+
+Test(controller, what_a_level_costs_decides_how_deep)
+{
+    int cheap_levels, dear_levels, n;
+    world cheap = {.hit = 0.6, .level_s = 2e-4}, dear = {.hit = 0.6, .level_s = 4e-3};
+    controller c = make(PL_CONTROLLER_GOODPUT);
+    teach(&c, 1e-4);
+    n = live(&c, &cheap, 400, &cheap_levels);
+    cr_expect_gt(cheap_levels, 4 * n);
+    controller_done(&c);
+    c = make(PL_CONTROLLER_GOODPUT);
+    teach(&c, 1e-4);
+    n = live(&c, &dear, 400, &dear_levels);
+    cr_expect_lt(dear_levels, 3 * n);
+    controller_done(&c);
+}
+
+Test(controller, fixed_gives_the_learned_drafter_its_levels_and_half_the_rows_to_the_suffix)
+{
+    controller c = make(PL_CONTROLLER_FIXED);
+    const controller_offer_rows o = controller_offer(&c, 2, 2, 100);
+    cr_expect_eq(o.most, c.fixed_rows);
+    cr_expect_eq(o.suffix, (c.fixed_rows - 1) / 2);
+    cr_expect_eq(o.levels, 6);
+    cr_expect_eq(o.n_asks, 2);
+    controller_done(&c);
 }
