@@ -13,6 +13,7 @@ enum {
     MAX_REASON = 503,  /* what pl_error holds */
     MAX_DIR = 4095,    /* PATH_MAX with its NUL */
     MAX_ADDRESS = 319, /* tcp:// with the longest host name; ipc:// has 107 */
+    MAX_NAMES = 4159,  /* of a session's buffers: 65 of the longest */
 
     MAX_CONFIG = 1 << 18,
     MAX_UIDS = 1 << 16,
@@ -23,6 +24,7 @@ enum {
 
 _Static_assert(MAX_NAME + MAX_NAME + MAX_BUILD + MAX_NAME + 4 <= PL_TEXT_BYTES, "HELLO");
 _Static_assert(MAX_DIR + MAX_NAME + MAX_ADDRESS + 3 <= PL_TEXT_BYTES, "VERSION");
+_Static_assert(MAX_NAMES + 1 <= PL_TEXT_BYTES, "TRAIN");
 _Static_assert(4 * MAX_PROMPT + 9 * MAX_TOKENS + 4096 <= PL_BODY_MAX, "LEASE");
 _Static_assert(2 * 4 * MAX_UIDS + 4096 <= PL_BODY_MAX, "STATUS");
 _Static_assert(32 * MAX_LEAVES + 4096 <= PL_BODY_MAX, "LEAVES");
@@ -79,7 +81,8 @@ static const ipc_field welcome[] = {
 static const ipc_field reject[] = {U32(reject, code), PROSE(reject, reason, MAX_REASON)};
 static const ipc_field status[] = {
     U32(status, state), U32(status, policy_version), U64(status, batch), F32(status, rate),
-    SPAN(status, running, 4, MAX_UIDS), SPAN(status, held, 4, MAX_UIDS),
+    SPAN(status, running, 4, MAX_UIDS), SPAN(status, held, 4, MAX_UIDS), U64(status, session),
+    U32(status, drafter_version),
 };
 static const ipc_field group[] = {
     U64(group, batch), U32(group, n_groups), U32(group, i_group), U32(group, first_uid),
@@ -110,7 +113,8 @@ static const ipc_field result[] = {
 static const ipc_field uids[] = {U64(uids, batch), SPAN(uids, uids, 4, MAX_UIDS)};
 static const ipc_field batch[] = {
     U64(batch, batch), U32(batch, n_groups_known), U32(batch, n_samples), U32(batch, n_done),
-    U32(batch, n_running), U64(batch, n_tokens),
+    U32(batch, n_running), U64(batch, n_tokens), U32(batch, n_lost), U32(batch, n_quarantined),
+    U64(batch, n_leased_again), U64(batch, n_recomputed),
 };
 static const ipc_field reward[] = {
     U64(reward, batch), U32(reward, uid), F32(reward, score), U32(reward, mark),
@@ -130,6 +134,29 @@ static const ipc_field version[] = {
     U64(version, n_bundle), U32(version, max_ctx),
 };
 static const ipc_field step[] = {U64(step, step)};
+static const ipc_field train[] = {
+    U64(train, session), U32(train, is_lead), U64(train, batch), U32(train, policy_version),
+    STR(train, buffers, MAX_NAMES),
+};
+static const ipc_field halt[] = {U64(halt, session)};
+static const ipc_field drafter[] = {
+    U32(drafter, version), U32(drafter, parent), U64(drafter, session), U64(drafter, step),
+    HASH(drafter, hash), U64(drafter, n_bytes), STR(drafter, dir, MAX_DIR),
+    STR(drafter, host, MAX_NAME), STR(drafter, endpoint, MAX_ADDRESS), HASH(drafter, bundle),
+    U64(drafter, n_bundle), F32(drafter, tau), F32(drafter, tau_parent), F32(drafter, se),
+    U32(drafter, rollback),
+};
+static const ipc_field drafting[] = {
+    U64(drafting, batch), STR(drafting, worker, MAX_NAME), U32(drafting, drafter_version),
+    U32(drafting, idle_ms), U32(drafting, train_ms), U32(drafting, gate_ms),
+    U32(drafting, pack_ms), U32(drafting, wait_ms), U32(drafting, n_optimizer_steps),
+    U32(drafting, n_dropped), U64(drafting, n_trained_tokens), F32(drafting, loss),
+    SPAN(drafting, alpha, 4, PL_DRAFTING_DEPTHS), U64(drafting, n_drafted_steps),
+    U64(drafting, n_drafted_emitted), U64(drafting, n_learned_draft),
+    U64(drafting, n_learned_accepted), U64(drafting, n_suffix_draft),
+    U64(drafting, n_suffix_accepted), U64(drafting, n_tail_steps), U64(drafting, n_tail_emitted),
+    U32(drafting, tail_ms), U32(drafting, draft_ms), U32(drafting, n_swaps),
+};
 static const ipc_field fetch[] = {HASH(fetch, hash), U32(fetch, first), U32(fetch, n)};
 static const ipc_field leaves[] = {
     HASH(leaves, hash), U64(leaves, n_bytes), U32(leaves, first),
@@ -152,9 +179,11 @@ static const ipc_layout layouts[] = {
     EMPTY(DRAIN), EMPTY(LEAVE), EMPTY(STOP),
     LAYOUT(GROUP, group), LAYOUT(LEASE, lease), LAYOUT(REVOKE, uids), LAYOUT(PROGRESS, progress),
     LAYOUT(RESULT, result), LAYOUT(ACK, uids), LAYOUT(BATCH, batch), LAYOUT(WANT, uids),
-    LAYOUT(REWARD, reward), LAYOUT(REFUSE, refuse),
+    LAYOUT(REWARD, reward), LAYOUT(REFUSE, refuse), LAYOUT(HANDOVER, uids),
     LAYOUT(CONSUME, consume), LAYOUT(VERSION, version), LAYOUT(CHECKPOINT, step),
     LAYOUT(DONE, step),
+    LAYOUT(TRAIN, train), LAYOUT(HALT, halt), LAYOUT(DRAFTER, drafter),
+    LAYOUT(DRAFTING, drafting),
     LAYOUT(FETCH, fetch), LAYOUT(LEAVES, leaves), LAYOUT(CHUNK, chunk), LAYOUT(GONE, gone),
     LAYOUT(EPOCH, epoch), EMPTY(END),
 };

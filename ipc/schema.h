@@ -65,7 +65,7 @@ typedef struct pl_response {
  * dialogue. */
 
 enum {
-    PL_PROTOCOL = 1,
+    PL_PROTOCOL = 2,
     PL_HEADER_BYTES = 48,
     PL_BODY_MAX = 2 << 20,    /* bytes */
     PL_CHUNK_BYTES = 1 << 20, /* of the weight channel */
@@ -94,11 +94,17 @@ typedef enum pl_msg_type {
     PL_MSG_WANT,       /* trainer -> : send these results (again) */
     PL_MSG_REWARD,     /* trainer -> : score of a sample; <- the one that stands, durable */
     PL_MSG_REFUSE,     /* trainer -> : the audit disproved a sample; roll it out again */
+    PL_MSG_HANDOVER,   /* -> worker: a last PROGRESS of these samples, then drop them */
     /* steps and versions */
     PL_MSG_CONSUME = 32, /* trainer -> : a step is trained; <- durable, as first recorded */
     PL_MSG_VERSION,      /* trainer -> coordinator -> workers: a version exists, durable */
     PL_MSG_CHECKPOINT,   /* trainer -> : steps up to this one need not be remembered */
     PL_MSG_DONE,         /* trainer -> : the run is complete */
+    /* the spot trainer */
+    PL_MSG_TRAIN = 40, /* -> worker: take part in this session */
+    PL_MSG_HALT,       /* -> worker: leave it, give the device back */
+    PL_MSG_DRAFTER,    /* lead -> coordinator -> workers, durable: a version of the drafter */
+    PL_MSG_DRAFTING,   /* worker -> coordinator -> trainer: figures of a worker in a batch */
     /* weight channel */
     PL_MSG_FETCH = 48, /* -> publisher: chunks of a content, or its leaves */
     PL_MSG_LEAVES,     /* <- hashes of the chunks */
@@ -163,13 +169,23 @@ typedef enum pl_worker_state {
 } pl_worker_state;
 
 typedef struct pl_msg_status {
-    uint32_t state;          /* pl_worker_state as the worker sees it */
-    uint32_t policy_version; /* loaded; UINT32_MAX: none */
-    uint64_t batch;          /* of the samples below */
-    float rate;              /* tokens/s over the last rounds; 0: not known */
-    pl_span running;         /* u32 uids, queued ones too */
-    pl_span held;            /* u32 uids of finished, unacknowledged samples */
+    uint32_t state;           /* pl_worker_state as the worker sees it */
+    uint32_t policy_version;  /* loaded; UINT32_MAX: none */
+    uint64_t batch;           /* of the samples below */
+    float rate;               /* tokens/s over the last rounds; 0: not known */
+    pl_span running;          /* u32 uids, queued ones too */
+    pl_span held;             /* u32 uids of finished, unacknowledged samples */
+    uint64_t session;         /* of the spot trainer, that it takes part in; 0: none */
+    uint32_t drafter_version; /* in use; 0: none */
 } pl_msg_status;
+
+/* Who drafts; what is drawn is the same. */
+typedef enum pl_speculate {
+    PL_SPECULATE_OFF,
+    PL_SPECULATE_ON,     /* all that there are, in their newest version */
+    PL_SPECULATE_SUFFIX, /* the suffix drafter alone */
+    PL_SPECULATE_FIRST,  /* the learned drafter as it was first published, or began */
+} pl_speculate;
 
 /* How samples are drawn; the same for a whole batch. */
 typedef struct pl_sampling {
@@ -179,7 +195,7 @@ typedef struct pl_sampling {
     uint64_t noise_key;
     uint32_t purpose;
     uint32_t ignore_eos;  /* 0, 1 */
-    uint32_t speculative; /* 0: plain decoding */
+    uint32_t speculative; /* pl_speculate */
 } pl_sampling;
 
 typedef struct pl_msg_group {
@@ -231,7 +247,7 @@ typedef struct pl_msg_result {
     uint32_t own;         /* ledger only: tokens from here on are surely its own */
 } pl_msg_result;
 
-typedef struct pl_msg_uids { /* REVOKE, ACK, WANT */
+typedef struct pl_msg_uids { /* REVOKE, ACK, WANT, HANDOVER */
     uint64_t batch;
     pl_span uids; /* u32 */
 } pl_msg_uids;
@@ -241,6 +257,10 @@ typedef struct pl_msg_batch {
     uint32_t n_groups_known; /* GROUP messages that arrived */
     uint32_t n_samples, n_done, n_running;
     uint64_t n_tokens; /* emitted so far, as far as known */
+    /* of the coordinator since it began: members lost, workers thrown out, samples leased again,
+     * tokens that must be generated again */
+    uint32_t n_lost, n_quarantined;
+    uint64_t n_leased_again, n_recomputed;
 } pl_msg_batch;
 
 typedef struct pl_msg_reward {
@@ -282,6 +302,54 @@ typedef struct pl_msg_version {
 typedef struct pl_msg_step { /* CHECKPOINT, DONE */
     uint64_t step;
 } pl_msg_step;
+
+/* Ids of sessions rise: epoch << 32 | counter.  One worker leads a session. */
+typedef struct pl_msg_train {
+    uint64_t session;
+    uint32_t is_lead; /* 0, 1 */
+    uint64_t batch;   /* that the session belongs to */
+    uint32_t policy_version;
+    const char *buffers; /* names of the workers on this host whose data may be read, one a line */
+} pl_msg_train;
+
+typedef struct pl_msg_halt {
+    uint64_t session;
+} pl_msg_halt;
+
+typedef struct pl_msg_drafter {
+    uint32_t version, parent;  /* versions count from 1 and rise; parent 0: none */
+    uint64_t session, step;    /* optimizer steps so far */
+    pl_hash hash;              /* root over the leaves of its weights */
+    uint64_t n_bytes;          /* of them */
+    const char *dir;           /* the drafter as a directory on that machine */
+    const char *host;          /* its boot id */
+    const char *endpoint;      /* where chunks are served; empty: nowhere */
+    pl_hash bundle;            /* root of what makes a drafter's directory of it */
+    uint64_t n_bundle;         /* bytes */
+    float tau, tau_parent, se; /* of the gate: tokens a verify pass, standard error of the gain */
+    uint32_t rollback;         /* 1: the weights are those of an older version */
+} pl_msg_drafter;
+
+enum { PL_DRAFTING_DEPTHS = 8 };
+
+/* Since the batch began; the newest of a worker and batch counts. */
+typedef struct pl_msg_drafting {
+    uint64_t batch;
+    const char *worker; /* empty from a worker: the coordinator fills it in */
+    uint32_t drafter_version;
+    uint32_t idle_ms;                             /* nothing to roll out; of that: */
+    uint32_t train_ms, gate_ms, pack_ms, wait_ms; /* wait: in a session, nothing to train on */
+    uint32_t n_optimizer_steps, n_dropped;        /* dropped: unfinished or NaN */
+    uint64_t n_trained_tokens;
+    float loss;
+    pl_span alpha; /* f32 by depth from 1, at most PL_DRAFTING_DEPTHS */
+    uint64_t n_drafted_steps, n_drafted_emitted; /* rounds that drafted, tokens of them */
+    uint64_t n_learned_draft, n_learned_accepted;
+    uint64_t n_suffix_draft, n_suffix_accepted;
+    uint64_t n_tail_steps, n_tail_emitted; /* rounds with at most 4 running samples */
+    uint32_t tail_ms, draft_ms;
+    uint32_t n_swaps; /* of drafters */
+} pl_msg_drafting;
 
 typedef struct pl_msg_fetch {
     pl_hash hash;
@@ -332,6 +400,10 @@ typedef struct pl_msg {
         pl_msg_consume consume;
         pl_msg_version version;
         pl_msg_step step;
+        pl_msg_train train;
+        pl_msg_halt halt;
+        pl_msg_drafter drafter;
+        pl_msg_drafting drafting;
         pl_msg_fetch fetch;
         pl_msg_leaves leaves;
         pl_msg_chunk chunk;

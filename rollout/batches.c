@@ -312,7 +312,14 @@ void batches_make_current(pl_coordinator *c, batch *b)
         leases_revoke_all(c, c->current);
         members_release(c, c->current->id); /* if it was audited, its CONSUME has told */
     }
+    const uint64_t before = c->current ? c->current->id : UINT64_MAX;
     c->current = b;
+    for (int i = 0; i < c->n_members; i++) {
+        c->members[i]->batch_before = before;
+        c->members[i]->idle_before = c->members[i]->idle_ns;
+        c->members[i]->idle_ns = 0;
+        c->members[i]->has_figures = 0;
+    }
     b->was_complete = 0;
     c->want_grant = 1;
 }
@@ -384,5 +391,9 @@ void batches_tell(pl_coordinator *c, int64_t now_ns)
         return;
     pl_msg m = {0};
     batches_count(c->current, &m.u.batch);
+    m.u.batch.n_lost = (uint32_t)c->stats.n_lost;
+    m.u.batch.n_quarantined = (uint32_t)c->stats.n_quarantined;
+    m.u.batch.n_leased_again = c->stats.n_releases;
+    m.u.batch.n_recomputed = c->stats.recomputed_tokens;
     coordinator_send(c, &trainer->peer, &m, PL_MSG_BATCH);
 }

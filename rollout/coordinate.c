@@ -2,14 +2,20 @@
  *
  * Group commit: what arrives within COMMIT_MS shares one fsync, and nobody waits for company: as
  * soon as no message is waiting, what was recorded is made durable.  Ledger records are bodies of
- * messages; the type of a record is 2 * (message type) + 1, critical (core/journal.h). */
+ * messages; the type of a record is 2 * (message type) + 1, critical (core/journal.h).  DRAFTER is
+ * 2 * (message type): a build that does not know it goes on without. */
+#define _GNU_SOURCE /* syscall */
 #include "core/file.h"
 #include "core/journal.h"
 #include "rollout/coordinator.h"
 
+#include <poll.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <time.h>
+#include <unistd.h>
 
 enum {
     WAKE_MS = 20,       /* the loop looks at clock and wishes this often */
@@ -18,10 +24,22 @@ enum {
     FAREWELL_MS = 2000, /* after STOP or DRAIN: workers have left by then, or are left */
     PARTING_MS = 100,   /* after STOP without workers: who is just joining hears it too */
     REMOTE_MAX = 4096,  /* peers of the tcp socket that are known */
+    GUESTS_MAX = 1024,  /* peers that said HELLO, the oldest are forgotten */
     LOCAL = 0,          /* the socket of this machine */
     REMOTE = 1,         /* the socket of others: workers only */
     N_SOCKETS = 2
 };
+
+/* A peer that said HELLO: how it is called, and its process if it is one of this machine. */
+typedef struct guest {
+    pl_peer peer;
+    char name[64];
+    uint32_t pid, n_threads;
+    int pidfd;      /* -1: not known, or it has ended: */
+    int has_ended;  /* seen on pidfd */
+    int is_started; /* one of the run's own workers, or the trainer: nobody wonders about it */
+    int has_joined;
+} guest;
 
 typedef struct process {
     const pl_coordinate_options *o;
@@ -33,6 +51,8 @@ typedef struct process {
     pl_socket *sockets[N_SOCKETS];
     pl_peer *remote; /* [n_remote] peers of sockets[REMOTE] */
     int n_remote, next_remote;
+    guest *guests; /* [n_guests] */
+    int n_guests, next_guest;
     int64_t unsynced_ns; /* when the first record that waits was made; 0: none waits */
     uint64_t n_syncs, n_records;
 } process;
@@ -44,7 +64,7 @@ static int64_t now(void)
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
-/* ---- what the machine does to the world ---- */
+/* ---- peers ---- */
 
 static pl_socket *socket_of(const process *p, const pl_peer *peer)
 {
@@ -64,9 +84,87 @@ static void remember_remote(process *p, const pl_peer *peer)
         p->n_remote++;
 }
 
+/* ---- who comes and goes ---- */
+
+static guest *find_guest(const process *p, const pl_peer *peer)
+{
+    for (int i = 0; i < p->n_guests; i++)
+        if (memcmp(p->guests[i].peer.id, peer->id, PL_PEER_BYTES) == 0)
+            return &p->guests[i];
+    return NULL;
+}
+
+static void close_guest(guest *g)
+{
+    if (g->pidfd >= 0)
+        close(g->pidfd);
+    g->pidfd = -1;
+}
+
+/* "worker-0.4711" with fewer than n such workers: paceline run has started it. */
+static int is_started(const char *name, uint32_t n)
+{
+    unsigned i;
+    return sscanf(name, "worker-%u.", &i) == 1 && i < n;
+}
+
+/* A peer says HELLO.  Its process is watched if the kernel says that it is the one it claims to be
+ * (it may be one of another pid namespace), by a descriptor: a number may soon be of another. */
+static void meet(process *p, int socket, const pl_peer *from, const pl_msg_hello *h)
+{
+    const int pid = socket == LOCAL ? pl_socket_sender(p->sockets[LOCAL]) : 0;
+    guest *g = find_guest(p, from);
+    if (!g) {
+        g = &p->guests[p->next_guest];
+        p->next_guest = (p->next_guest + 1) % GUESTS_MAX;
+        if (p->n_guests < GUESTS_MAX)
+            p->n_guests++;
+        else
+            close_guest(g);
+        *g = (guest){.peer = *from, .pidfd = -1};
+    }
+    memcpy(g->name, h->name, strnlen(h->name, sizeof g->name - 1));
+    g->n_threads = h->n_threads;
+    g->pid = h->pid;
+    g->is_started = h->role == PL_ROLE_TRAINER ||
+                    (socket == LOCAL && is_started(g->name, p->o->machine.n_workers));
+    if (g->pidfd < 0 && !g->has_ended && pid > 0 && (uint32_t)pid == h->pid)
+        g->pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
+}
+
+static int on_is_dead(void *ctx, const pl_peer *peer)
+{
+    guest *g = find_guest(ctx, peer);
+    struct pollfd at = {.fd = g ? g->pidfd : -1, .events = POLLIN};
+    if (!g || g->has_ended)
+        return g != NULL;
+    if (at.fd < 0 || poll(&at, 1, 0) < 1)
+        return 0;
+    close_guest(g);
+    return g->has_ended = 1;
+}
+
+/* A line for who looks at the terminal of paceline run. */
+static void tell(const process *p, guest *g, int has_joined)
+{
+    if (g->has_joined != has_joined && !g->is_started && p->log) {
+        const pl_log log = {PL_LOG_INFO, p->log->fd, p->log->is_tty};
+        if (has_joined)
+            pl_log_info(&log, "worker %s joins, threads=%u", g->name, g->n_threads);
+        else
+            pl_log_info(&log, "worker %s leaves", g->name);
+    }
+    g->has_joined = has_joined;
+}
+
+/* ---- what the machine does to the world ---- */
+
 static void on_send(void *ctx, const pl_peer *peer, const pl_msg *m)
 {
     pl_error ignored; /* a peer that is gone or slow: everything is said again */
+    guest *g = m->h.type == PL_MSG_WELCOME ? find_guest(ctx, peer) : NULL;
+    if (g)
+        tell(ctx, g, 1);
     (void)pl_socket_send(socket_of(ctx, peer), peer, m, &ignored);
 }
 
@@ -82,7 +180,9 @@ static pl_status on_record(void *ctx, const pl_msg *m, pl_error *err)
     if (st != PL_OK)
         return st;
     p->n_records++;
-    return pl_journal_put(p->ledger, 2 * (uint32_t)m->h.type + 1, p->body.data, p->body.n, err);
+    const uint32_t is_critical = m->h.type != PL_MSG_DRAFTER;
+    return pl_journal_put(
+        p->ledger, 2 * (uint32_t)m->h.type + is_critical, p->body.data, p->body.n, err);
 }
 
 /* ---- the ledger ---- */
@@ -91,14 +191,20 @@ static pl_status replay(void *ctx, const pl_journal_record *r, pl_error *err)
 {
     process *p = ctx;
     pl_msg m;
-    if (!r->is_critical || r->type / 2 > UINT16_MAX)
-        return r->is_critical ? pl_fail(err, PL_E_FORMAT, "record type %u is not known", r->type)
-                              : PL_OK;
+    if (!r->is_critical && r->type != 2 * PL_MSG_DRAFTER)
+        return PL_OK;
+    if (r->type / 2 > UINT16_MAX)
+        return pl_fail(err, PL_E_FORMAT, "record type %u is not known", r->type);
     memset(&m, 0, sizeof m);
     const uint16_t type = (uint16_t)(r->type / 2);
-    const pl_status st = pl_body_decode(&m, type, r->data, r->n, err);
+    pl_error why = {0};
+    const pl_status st = pl_body_decode(&m, type, r->data, r->n, &why);
+    if (st != PL_OK && !r->is_critical) {
+        pl_log_warn(p->log, "event=skipped: %s; the run goes on without", why.msg);
+        return PL_OK;
+    }
     if (st != PL_OK)
-        return st;
+        return pl_fail(err, st, "%.400s", why.msg);
     m.h.type = type;
     return pl_coordinator_replay(p->machine, &m, err);
 }
@@ -214,6 +320,11 @@ static pl_status receive(process *p, int i, int *any, pl_error *err)
     if (st == PL_OK) {
         if (i == REMOTE)
             remember_remote(p, &from);
+        if (m.h.type == PL_MSG_HELLO)
+            meet(p, i, &from, &m.u.hello);
+        guest *g = m.h.type == PL_MSG_LEAVE ? find_guest(p, &from) : NULL;
+        if (g)
+            tell(p, g, 0);
         return pl_coordinator_message(p->machine, now(), &from, &m, err);
     }
     pl_log_debug(p->log, "event=malformed: %s", bad.msg);
@@ -286,10 +397,14 @@ static pl_status run(process *p, pl_error *err)
 pl_status pl_coordinate(const pl_coordinate_options *o, const pl_log *log, pl_error *err)
 {
     process p = {.o = o, .log = log};
-    const pl_coordinator_io io = {&p, on_send, on_drop, on_record};
+    const pl_coordinator_io io = {&p, on_send, on_drop, on_record, on_is_dead};
     p.remote = calloc(REMOTE_MAX, sizeof *p.remote);
-    if (!p.remote)
+    p.guests = calloc(GUESTS_MAX, sizeof *p.guests);
+    if (!p.remote || !p.guests) {
+        free(p.remote);
+        free(p.guests);
         return pl_fail(err, PL_E_NOMEM, "coordinator: no memory for peers");
+    }
 
     /* 1. What was, from the ledger. */
     pl_status st = pl_coordinator_new(&p.machine, &o->machine, &io, log, err);
@@ -322,6 +437,9 @@ pl_status pl_coordinate(const pl_coordinate_options *o, const pl_log *log, pl_er
     pl_journal_close(p.ledger);
     pl_coordinator_free(p.machine);
     pl_bytes_done(&p.body);
+    for (int i = 0; i < p.n_guests; i++)
+        close_guest(&p.guests[i]);
+    free(p.guests);
     free(p.remote);
     return st;
 }

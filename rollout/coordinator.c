@@ -119,6 +119,9 @@ void pl_coordinator_free(pl_coordinator *c)
     free(c->version_dir);
     free(c->version_host);
     free(c->version_endpoint);
+    free(c->drafter_dir);
+    free(c->drafter_host);
+    free(c->drafter_endpoint);
     free(c->run);
     free(c->build);
     free(c->numeric_class);
@@ -140,6 +143,11 @@ static pl_status on_worker_message(
         return leases_on_progress(c, now_ns, who, &m->u.progress, err);
     case PL_MSG_RESULT:
         return results_on_result(c, now_ns, who, m, err);
+    case PL_MSG_DRAFTER:
+        return drafters_on_drafter(c, now_ns, who, m, err);
+    case PL_MSG_DRAFTING:
+        drafters_on_drafting(c, who, m);
+        return PL_OK;
     default:
         members_reject(c, &who->peer, PL_E_INVAL, "a worker does not say message type %u",
             (unsigned)m->h.type);
@@ -164,6 +172,8 @@ static pl_status on_trainer_message(
         return steps_on_consume(c, now_ns, who, m, err);
     case PL_MSG_VERSION:
         return steps_on_version(c, now_ns, who, m, err);
+    case PL_MSG_DRAFTER:
+        return drafters_on_served(c, m, err);
     case PL_MSG_CHECKPOINT:
         return steps_on_checkpoint(c, m, err);
     case PL_MSG_DONE:
@@ -173,6 +183,14 @@ static pl_status on_trainer_message(
             (unsigned)m->h.type);
         return PL_OK;
     }
+}
+
+/* What follows from how things stand now. */
+static void act(pl_coordinator *c, int64_t now_ns)
+{
+    leases_grant(c, now_ns);
+    tail_tick(c, now_ns);
+    sessions_tick(c, now_ns);
 }
 
 /* A member that is known in this epoch, or NULL: then the peer was told what to do. */
@@ -202,6 +220,7 @@ pl_status pl_coordinator_message(
 {
     if (!c->is_open)
         return PL_OK;
+    drafters_count_idle(c, now_ns);
     if (m->h.type == PL_MSG_HELLO)
         return members_hello(c, now_ns, from, m, err);
     member *who = admit(c, now_ns, from, m);
@@ -224,7 +243,7 @@ pl_status pl_coordinator_message(
         st = on_worker_message(c, now_ns, who, m, err);
     }
     if (st == PL_OK)
-        leases_grant(c, now_ns);
+        act(c, now_ns);
     return st;
 }
 
@@ -280,12 +299,13 @@ pl_status pl_coordinator_tick(pl_coordinator *c, int64_t now_ns, pl_error *err)
     if (c->tick_ns && coordinator_is_late(now_ns, c->tick_ns, c->o.heartbeat_ms))
         members_forgive(c, now_ns, now_ns - c->tick_ns);
     c->tick_ns = now_ns;
+    drafters_count_idle(c, now_ns);
     members_tick(c, now_ns);
     if (c->is_waiting && coordinator_is_late(now_ns, c->begin_ns, c->o.lost_ms)) {
         c->is_waiting = 0;
         c->want_grant = 1;
     }
-    leases_grant(c, now_ns);
+    act(c, now_ns);
     if (coordinator_is_late(now_ns, c->told_batch_ns, BATCH_MS))
         batches_tell(c, now_ns);
     /* The ledger ends with END: its trainer may have gone before this epoch began. */
@@ -332,6 +352,9 @@ static void do_waiting(pl_coordinator *c, int64_t now_ns, const waiting *w)
     case PL_MSG_VERSION:
         steps_version_durable(c, now_ns);
         break;
+    case PL_MSG_DRAFTER:
+        drafters_durable(c, now_ns, w->id);
+        break;
     case PL_MSG_END:
         c->end = DURABLE;
         steps_finish(c);
@@ -350,9 +373,14 @@ pl_status pl_coordinator_synced(pl_coordinator *c, int64_t now_ns, pl_error *err
     c->want_grant = 1;
     if (!c->is_open)
         return PL_OK;
-    leases_grant(c, now_ns);
-    if (c->current && !c->current->was_complete && batches_is_complete(c->current)) {
+    drafters_count_idle(c, now_ns);
+    const int is_complete =
+        c->current && !c->current->was_complete && batches_is_complete(c->current);
+    if (is_complete)
         c->current->was_complete = 1;
+    act(c, now_ns); /* HALT before anything else, when it is complete */
+    if (is_complete) {
+        drafters_tell(c);
         batches_tell(c, now_ns);
     }
     return PL_OK;

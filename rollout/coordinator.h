@@ -23,9 +23,12 @@ typedef struct pl_coordinator_options {
     uint32_t heartbeat_ms; /* 500 */
     uint32_t lost_ms;      /* silence after which a worker's samples go elsewhere */
     uint32_t resend_ms;    /* 1000: an unanswered LEASE, RESULT to the trainer ... is said again */
-    uint32_t n_workers; /* that are being started: the first batch waits a little for them */
+    uint32_t n_workers;    /* that are being started: the first batch waits a little for them */
     uint32_t stall_s;      /* trainer.stall_seconds; 0: never report */
     uint32_t join_timeout_s; /* no trainer or no worker for so long is said in the log */
+    int spot_min_idle; /* so many idle workers begin a session of the spot trainer; 0: never */
+    uint32_t consolidate_below; /* so few running samples are put together on fewer workers; 0: off
+                                 */
 } pl_coordinator_options;
 
 /* What the machine does to the world.  record appends to the ledger, not yet durable: after the
@@ -36,6 +39,9 @@ typedef struct pl_coordinator_io {
     void (*send)(void *ctx, const pl_peer *peer, const pl_msg *m);
     void (*drop)(void *ctx, const pl_peer *peer); /* after a REJECT, or a lost peer */
     pl_status (*record)(void *ctx, const pl_msg *m, pl_error *err);
+    /* 1: the process of this peer has surely ended; 0: it runs, or that cannot be told.  NULL:
+     * silence alone tells. */
+    int (*is_dead)(void *ctx, const pl_peer *peer);
 } pl_coordinator_io;
 
 typedef struct pl_coordinator pl_coordinator;
@@ -73,9 +79,16 @@ typedef struct pl_coordinator_stats {
     uint64_t n_leases, n_releases;      /* granted; granted again after a loss */
     uint64_t n_duplicates, n_conflicts; /* equal, different second results */
     uint64_t n_old_epoch, n_rejected, n_refused, n_invalid;
-    uint64_t n_stale;           /* results of an older attempt, or of what was leased to nobody */
-    uint64_t n_pardoned;        /* of n_quarantined: let in again */
-    uint64_t recomputed_tokens; /* emitted by lost workers and not journalled */
+    uint64_t n_stale;             /* results of an older attempt, or of what was leased to nobody */
+    uint64_t n_pardoned;          /* of n_quarantined: let in again */
+    uint64_t recomputed_tokens;   /* emitted by lost workers and not journalled */
+    uint64_t session;             /* of the spot trainer, that runs; 0: none */
+    uint64_t n_sessions, n_moved; /* begun; of those, under another lead than the one before */
+    uint32_t drafter_version;     /* the newest that is durable; 0: none */
+    uint64_t n_old_drafters;      /* versions that came doubled or too late */
+    uint64_t n_refused_drafters;  /* of a session that is neither this one nor the last */
+    uint64_t n_handovers;         /* samples that were asked back */
+    uint64_t n_impossible;        /* transitions of members that did not happen: bugs */
     int64_t last_progress_ns;
 } pl_coordinator_stats;
 void pl_coordinator_get_stats(const pl_coordinator *c, pl_coordinator_stats *s);

@@ -1,6 +1,8 @@
 /* rollout/coordinator_internal.h - what the files of the coordinator share: members.c who takes
  * part, batches.c what is to be rolled out, leases.c who does it, results.c what came back,
- * authors.c who drew it, steps.c what was made of it, recover.c all of that from the ledger. */
+ * authors.c who drew it, steps.c what was made of it, sessions.c who trains the drafter meanwhile,
+ * drafters.c what came of that, tail.c the last samples of a batch put together, recover.c all of
+ * that from the ledger. */
 #ifndef PL_ROLLOUT_COORDINATOR_INTERNAL_H
 #define PL_ROLLOUT_COORDINATOR_INTERNAL_H
 
@@ -24,7 +26,13 @@ enum {
     START_MS = 10000,       /* workers that are being started are waited for so long */
     FORGET_LOST_MS = 60000, /* a lost member's name is kept so long */
     REPLACE_MS = 3000,      /* one that is silent so long leaves its name to another peer */
+    HELD_MS = 10000,        /* a result that was not heard for so long is had from elsewhere */
+    DEAD_MS = 100,          /* whether a member's process has ended is asked this often */
     SOURCE_MAX = 2,         /* the greatest pl_draft_source */
+    HALT_MS = 100,          /* HALT is said again so soon to one that shows a session */
+    HALT_WAIT_MS = 2000,    /* leases are kept so long for one that was asked to stop training */
+    TRAIN_TRIES = 3,        /* TRAINs; who shows no session after them wants none in this batch */
+    DRAFTER_TRIES = 5,      /* DRAFTERs in quick succession; later ones come ten times slower */
 };
 static const int64_t NS_PER_MS = 1000000;
 
@@ -33,7 +41,7 @@ typedef struct member {
     pl_peer peer;
     uint64_t incarnation;
     uint32_t role; /* pl_role */
-    char name[NAME_ROOM];
+    char name[NAME_ROOM], host[NAME_ROOM];
     uint32_t max_seqs;
     pl_worker_state state;
     uint32_t policy_version; /* as its last STATUS says; UINT32_MAX: none */
@@ -44,8 +52,29 @@ typedef struct member {
     /* Newest h.seq of STATUS, GROUP and VERSION: older ones are late. */
     uint64_t status_seq, group_seq, version_seq;
     uint32_t n_versions; /* a trainer's: announced in this session */
-    int64_t heard_ns, joined_ns;
+    int64_t heard_ns, joined_ns, asked_ns;
     int64_t told_version_ns, told_drain_ns;
+
+    /* The spot trainer: sessions.c */
+    uint64_t session;       /* that it is to take part in; 0: none */
+    int is_lead;            /* of that */
+    uint64_t shown_session; /* as its last STATUS says */
+    uint64_t declined;      /* 1 + id of the batch in which it was asked in vain */
+    int n_told;             /* TRAINs since it last showed one */
+    int64_t told_session_ns;
+    int64_t halted_ns; /* it was asked to stop, 0: it was not, or has */
+    /* Its drafter and its figures: drafters.c */
+    uint32_t drafter_version;
+    int n_told_drafter;
+    int64_t told_drafter_ns;
+    uint64_t drafting_seq;
+    pl_msg_drafting figures; /* of the newest DRAFTING; alpha.data is not used */
+    float alpha[PL_DRAFTING_DEPTHS];
+    int has_figures;
+    int64_t idle_ns;       /* without a sample, while the batch at hand was rolled out */
+    uint64_t batch_before; /* the one that was at hand before it, */
+    int64_t idle_before;   /* and idle_ns of that */
+    uint64_t gave;         /* 1 + id of the batch in which it handed its samples over */
 } member;
 
 typedef enum sample_state {
@@ -77,6 +106,11 @@ typedef struct sample {
     int may_run;    /* it may have been leased before this coordinator knew of it */
     member *holder; /* LEASED only */
     int64_t leased_ns, sent_lease_ns;
+    int64_t held_ns; /* its holder says since then that it has finished it; 0: it does not */
+    int is_listed;      /* the last STATUS of holder says that it runs */
+    int64_t handing_ns; /* holder was asked to hand it over; 0: not */
+    int64_t sent_hand_ns;
+    uint64_t heir; /* incarnation of who gets it when it is pending; 0: anybody */
     /* What is known of the response: progress, later the result. */
     uint32_t n, room;
     uint32_t n_prefix; /* of those, none of which ends the response */
@@ -136,6 +170,15 @@ typedef struct refused {
     uint32_t uid, attempt;
 } refused;
 
+typedef struct session { /* of the spot trainer */
+    uint64_t id;         /* 0: none runs */
+    uint64_t last;       /* the one before, in this epoch; 0: none */
+    uint32_t n_begun;    /* in this epoch */
+    uint64_t batch;
+    uint32_t policy_version;
+    char host[NAME_ROOM];
+} session;
+
 /* What to do when a record is durable. */
 typedef struct waiting {
     uint16_t type;
@@ -174,6 +217,10 @@ struct pl_coordinator {
     pl_msg_version version;
     char *version_dir, *version_host, *version_endpoint;
     record_state version_state;
+    pl_msg_drafter drafter; /* the newest; version 0: none */
+    char *drafter_dir, *drafter_host, *drafter_endpoint;
+    record_state drafter_state;
+    session session;
     uint64_t checkpoint;
     int has_checkpoint;
     record_state end;
@@ -186,6 +233,7 @@ struct pl_coordinator {
     int is_draining, is_done;
     int is_waiting;  /* for workers of the epoch before to say what they run */
     int64_t tick_ns; /* the last one */
+    int64_t idle_ns; /* members' idle time is counted up to here */
     int64_t begin_ns, told_batch_ns, told_stall_ns, told_join_ns;
     pl_coordinator_stats stats;
 };
@@ -271,6 +319,37 @@ pl_status leases_on_progress(
 /* Tokens from..from + n - 1 of s become these; s->n is their end. */
 pl_status leases_store(sample *s, uint32_t from, const pl_span *tokens, const pl_span *logprobs,
     const pl_span *sources, pl_error *err);
+
+int leases_can_take(const pl_coordinator *c, const member *m, uint32_t version);
+
+/* ---- sessions.c ---- */
+/* STATUS of a worker that is in a session, or was asked to be. */
+void sessions_on_status(pl_coordinator *c, int64_t now_ns, member *who, const pl_msg_status *s);
+/* Begin, go on under another lead, end, as things stand; TRAIN and HALT that are due. */
+void sessions_tick(pl_coordinator *c, int64_t now_ns);
+/* Its device is needed: out of the session, HALT. */
+void sessions_call_back(pl_coordinator *c, int64_t now_ns, member *m);
+/* Nothing of the batch at hand waits for a worker, and somebody still rolls it out. */
+int sessions_is_tail(const pl_coordinator *c);
+
+/* ---- drafters.c ---- */
+/* The trainer tells where the newest version is served. */
+pl_status drafters_on_served(pl_coordinator *c, const pl_msg *m, pl_error *err);
+pl_status drafters_on_drafter(
+    pl_coordinator *c, int64_t now_ns, member *who, const pl_msg *m, pl_error *err);
+pl_status drafters_set(
+    pl_coordinator *c, const pl_msg_drafter *d, record_state state, pl_error *err);
+void drafters_durable(pl_coordinator *c, int64_t now_ns, uint32_t version);
+void drafters_send(pl_coordinator *c, int64_t now_ns, member *to); /* if there is one */
+void drafters_tick(pl_coordinator *c, int64_t now_ns, member *m);
+void drafters_on_drafting(pl_coordinator *c, member *who, const pl_msg *m);
+/* Idle time up to now, by what everybody did since the last call. */
+void drafters_count_idle(pl_coordinator *c, int64_t now_ns);
+void drafters_tell(pl_coordinator *c); /* all figures of the batch at hand, to the trainer */
+
+/* ---- tail.c ---- */
+/* Few samples run: have a worker hand over, or wait for one that was asked to. */
+void tail_tick(pl_coordinator *c, int64_t now_ns);
 
 /* ---- authors.c ---- */
 /* A lease with a prefix of n tokens leaves; one that left before, in this epoch or not, stands. */

@@ -34,6 +34,9 @@ void leases_end(pl_coordinator *c, sample *s)
     member *holder = s->holder;
     s->state = SAMPLE_PENDING;
     s->holder = NULL;
+    s->is_listed = 0;
+    s->held_ns = 0;
+    s->handing_ns = 0;
     holder->n_leased--;
     members_update(c, holder);
 }
@@ -133,15 +136,29 @@ static void hold(pl_coordinator *c, int64_t now_ns, sample *s, member *m)
     s->state = SAMPLE_LEASED;
     s->was_leased = 1;
     s->holder = m;
+    s->is_listed = 0;
+    s->handing_ns = 0;
+    s->heir = 0;
     s->leased_ns = now_ns;
     m->n_leased++;
     members_update(c, m);
 }
 
-static int can_take(const pl_coordinator *c, const member *m, uint32_t version)
+int leases_can_take(const pl_coordinator *c, const member *m, uint32_t version)
 {
     return m->role == PL_ROLE_WORKER && m->policy_version == version && !m->is_draining &&
            !c->is_draining && (m->state == PL_WORKER_BUSY || m->state == PL_WORKER_IDLE);
+}
+
+/* It, or one that trains the drafter and gives its device back when it is asked to. */
+static int could_take(const pl_coordinator *c, const member *m, uint32_t version)
+{
+    if (leases_can_take(c, m, version))
+        return 1;
+    const int is_late = m->halted_ns && coordinator_is_late(c->tick_ns, m->halted_ns, HALT_WAIT_MS);
+    return m->role == PL_ROLE_WORKER && m->policy_version == version && !m->is_draining &&
+           !c->is_draining && !is_late &&
+           (m->state == PL_WORKER_TRAINING || m->state == PL_WORKER_STOPPING);
 }
 
 /* Rates of workers that may take leases of a version. */
@@ -162,12 +179,13 @@ static int is_awaited(const member *m)
 {
     return m->role == PL_ROLE_WORKER && !m->is_draining &&
            (m->state == PL_WORKER_JOINING || m->state == PL_WORKER_BUSY ||
-               m->state == PL_WORKER_IDLE);
+               m->state == PL_WORKER_IDLE || m->state == PL_WORKER_TRAINING ||
+               m->state == PL_WORKER_STOPPING);
 }
 
 static int counts(const pl_coordinator *c, const member *m, const shares *sh, uint32_t version)
 {
-    return sh->is_shared ? is_awaited(m) : can_take(c, m, version);
+    return sh->is_shared ? is_awaited(m) : could_take(c, m, version);
 }
 
 static double rate_of(const member *m, const shares *sh)
@@ -227,23 +245,52 @@ static double share_of(const member *m, const shares *sh)
     return ceil(sh->n_samples * rate_of(m, sh) / sh->sum);
 }
 
-/* The worker that would be done first, among those that have room. */
-static member *pick(const pl_coordinator *c, uint32_t version, const shares *sh)
+/* The worker that would be done first, among those that have room.  NULL: none, or it is one that
+ * trains: then it is asked to stop, and the sample waits for it. */
+static member *pick(pl_coordinator *c, int64_t now_ns, uint32_t version, const shares *sh)
 {
-    member *best = NULL;
-    double least = INFINITY;
+    member *best = NULL, *trains = NULL;
+    double least = INFINITY, least_trains = INFINITY;
     for (int i = 0; i < c->n_members; i++) {
         member *m = c->members[i];
-        if (!can_take(c, m, version) || m->n_leased >= m->max_seqs ||
+        if (!could_take(c, m, version) || m->n_leased >= m->max_seqs ||
             (sh->is_shared && (double)m->n_leased >= share_of(m, sh)))
             continue;
         const double load = (m->n_leased + 1) / rate_of(m, sh);
-        if (load < least) {
+        if (leases_can_take(c, m, version) && load < least) {
             least = load;
             best = m;
+        } else if (!leases_can_take(c, m, version) && load < least_trains) {
+            least_trains = load;
+            trains = m;
         }
     }
-    return best;
+    if (!trains || (best && (!best->n_leased || least <= least_trains)))
+        return best;
+    if (trains->state == PL_WORKER_TRAINING)
+        sessions_call_back(c, now_ns, trains);
+    return NULL;
+}
+
+/* The worker that the sample was handed over for, while it can take it. */
+static member *heir_of(const pl_coordinator *c, sample *s, uint32_t version)
+{
+    for (int i = 0; s->heir && i < c->n_members; i++) {
+        member *m = c->members[i];
+        if (m->incarnation == s->heir && leases_can_take(c, m, version) &&
+            m->n_leased < m->max_seqs)
+            return m;
+    }
+    s->heir = 0;
+    return NULL;
+}
+
+static void grant(pl_coordinator *c, int64_t now_ns, const batch *b, group *g, sample *s, member *m)
+{
+    c->stats.recomputed_tokens += s->n - s->n_prefix;
+    authors_cut(s, s->n = s->n_prefix); /* another draws the last one again */
+    hold(c, now_ns, s, m);
+    send_lease(c, now_ns, b, g, s);
 }
 
 /* How many siblings m takes at once: what is left of its share, at least one. */
@@ -269,24 +316,30 @@ void leases_grant(pl_coordinator *c, int64_t now_ns)
         group *g = order[i];
         member *m = NULL;
         uint32_t left = 0;
+        int is_full = 0; /* nobody has room: only heirs get some */
         shares sh = {0};
         for (uint32_t k = 0; k < g->m.n; k++) {
             sample *s = &g->samples[k];
             if (s->state != SAMPLE_PENDING || (s->may_run && c->is_waiting))
                 continue;
+            member *heir = heir_of(c, s, g->m.policy_version);
+            if (heir) {
+                grant(c, now_ns, b, g, s, heir);
+                continue;
+            }
+            if (is_full)
+                continue;
             if (!left) {
                 if (sh.sum == 0)
                     sh = share_out(c, now_ns, b, g->m.policy_version);
-                m = pick(c, g->m.policy_version, &sh);
-                if (!m)
-                    break;
+                m = pick(c, now_ns, g->m.policy_version, &sh);
+                is_full = !m;
+                if (is_full)
+                    continue;
                 left = how_many(m, &sh);
             }
             left--;
-            c->stats.recomputed_tokens += s->n - s->n_prefix;
-            authors_cut(s, s->n = s->n_prefix); /* another draws the last one again */
-            hold(c, now_ns, s, m);
-            send_lease(c, now_ns, b, g, s);
+            grant(c, now_ns, b, g, s, m);
         }
     }
     /* members_update asked for it again; what was kept for others is offered to all later */
@@ -317,6 +370,30 @@ static void check_running(
     }
 }
 
+/* A finished sample is said each second until it is acknowledged.  One that never comes (said under
+ * another number, or kept back) must not hold the batch up: it goes to whoever else has least to
+ * do.  Returns 1 when it was taken away. */
+static int take_held(
+    pl_coordinator *c, int64_t now_ns, batch *b, const group *g, sample *s, int is_held)
+{
+    const member *other = NULL;
+    if (!is_held || !s->held_ns)
+        s->held_ns = is_held ? now_ns : 0;
+    if (!is_held || !coordinator_is_late(now_ns, s->held_ns, HELD_MS))
+        return 0;
+    for (int i = 0; i < c->n_members; i++) {
+        const member *m = c->members[i];
+        if (m != s->holder && leases_can_take(c, m, g->m.policy_version) &&
+            (!other || m->n_leased < other->n_leased))
+            other = m;
+    }
+    pl_log_warn(c->log, "event=kept_back worker=%s sample=%u: it goes to %s", s->holder->name,
+        s->uid, other ? other->name : "whoever comes");
+    revoke(c, b, s);
+    s->heir = other ? other->incarnation : 0;
+    return 1;
+}
+
 void leases_on_status(
     pl_coordinator *c, int64_t now_ns, member *who, const pl_msg_status *s, int is_first)
 {
@@ -332,10 +409,17 @@ void leases_on_status(
                 revoke(c, b, at); /* it loaded other weights meanwhile */
                 continue;
             }
-            const int is_listed =
-                s->batch == b->id && (lists(&s->running, at->uid) || lists(&s->held, at->uid));
-            if (!is_listed && !who->is_draining &&
-                coordinator_is_late(now_ns, at->sent_lease_ns, c->o.resend_ms))
+            at->is_listed = s->batch == b->id && lists(&s->running, at->uid);
+            const int is_held = s->batch == b->id && lists(&s->held, at->uid);
+            if (take_held(c, now_ns, b, g, at, is_held))
+                continue;
+            const int is_known = at->is_listed || is_held;
+            if (is_held)
+                at->handing_ns = 0, at->heir = 0; /* its result comes */
+            if (!is_known && at->handing_ns)
+                leases_end(c, at); /* it has handed it over */
+            else if (!is_known && !who->is_draining &&
+                     coordinator_is_late(now_ns, at->sent_lease_ns, c->o.resend_ms))
                 send_lease(c, now_ns, b, g, at);
         }
     }

@@ -9,7 +9,7 @@
  *                | |          (lease)-----'  |                      |                     |
  *                | |             v           |                      |                     |
  *                | '---------> BUSY --(last sample)                 |                     |
- *                |                           '----------------------'---------------------'
+ *                |                           '--(shows no session)--'---------------------'
  *              LOST <--(silence)-- any --(SIGTERM, its own or the run's)--> DRAINING --> gone
  *
  *   (none)   -> JOINING  [members_hello]   name, role and numeric class are right
@@ -19,11 +19,16 @@
  *   IDLE     -> BUSY     [members_update]  a lease was granted
  *   BUSY     -> IDLE     [members_update]  its last lease ended
  *   IDLE     -> JOINING  [members_status]  it loads weights
- *   IDLE     -> TRAINING [members_status]  it began a session of the spot trainer
- *   TRAINING -> STOPPING [members_status]  it was asked to give the device back
- *   TRAINING, STOPPING -> IDLE [members_status] it gave it back
+ *   IDLE     -> TRAINING [sessions_on_status]  it is in the session that it was asked to join
+ *   TRAINING -> STOPPING [sessions_tick, sessions_call_back, sessions_on_status]  it was asked to
+ *                        give the device back
+ *   JOINING, IDLE -> STOPPING [sessions_on_status]  it is in a session that is over, or of another
+ *                        epoch: it is asked to leave that
+ *   TRAINING, STOPPING -> IDLE    [members_status]  it gave the device back
+ *   TRAINING, STOPPING -> JOINING [members_status]  and loads weights already
  *   any      -> DRAINING [members_status, members_drain]  no lease any more, it hands over
- *   any      -> LOST     [members_tick]    lost_ms of silence; its leases are pending again
+ *   any      -> LOST     [members_tick]    lost_ms of silence, or its process has ended; its leases
+ *                                          are pending again
  *   any      -> gone     [members_leave, members_quarantine, members_tick]  forgotten
  *
  * The trainer has JOINING, IDLE and LOST only. */
@@ -37,11 +42,12 @@
 
 /* transitions[from]: the states that may follow. */
 static const unsigned transitions[] = {
-    [PL_WORKER_JOINING] = TO(BUSY) | TO(IDLE) | TO(DRAINING) | TO(LOST),
+    [PL_WORKER_JOINING] = TO(BUSY) | TO(IDLE) | TO(STOPPING) | TO(DRAINING) | TO(LOST),
     [PL_WORKER_BUSY] = TO(IDLE) | TO(DRAINING) | TO(LOST),
-    [PL_WORKER_IDLE] = TO(BUSY) | TO(JOINING) | TO(TRAINING) | TO(DRAINING) | TO(LOST),
-    [PL_WORKER_TRAINING] = TO(STOPPING) | TO(IDLE) | TO(DRAINING) | TO(LOST),
-    [PL_WORKER_STOPPING] = TO(IDLE) | TO(DRAINING) | TO(LOST),
+    [PL_WORKER_IDLE] =
+        TO(BUSY) | TO(JOINING) | TO(TRAINING) | TO(STOPPING) | TO(DRAINING) | TO(LOST),
+    [PL_WORKER_TRAINING] = TO(STOPPING) | TO(IDLE) | TO(JOINING) | TO(DRAINING) | TO(LOST),
+    [PL_WORKER_STOPPING] = TO(IDLE) | TO(JOINING) | TO(DRAINING) | TO(LOST),
     [PL_WORKER_DRAINING] = TO(LOST),
     [PL_WORKER_LOST] = TO(JOINING),
 };
@@ -58,6 +64,7 @@ void members_move(pl_coordinator *c, member *m, pl_worker_state to, const char *
     if (m->state == to)
         return;
     if (!(transitions[m->state] & 1u << to)) {
+        c->stats.n_impossible++;
         pl_log_error(c->log,
             "bug: event=transition worker=%s from=%s to=%s cause=%s is impossible; it stays; "
             "please report it",
@@ -260,6 +267,8 @@ static void welcome(pl_coordinator *c, int64_t now_ns, member *m)
     coordinator_send(c, &m->peer, &w, PL_MSG_WELCOME);
     if (m->role == PL_ROLE_WORKER)
         steps_send_version(c, now_ns, m);
+    if (m->role == PL_ROLE_WORKER)
+        drafters_send(c, now_ns, m);
     if (c->is_done) {
         pl_msg stop = {0};
         coordinator_send(c, &m->peer, &stop, PL_MSG_STOP);
@@ -291,6 +300,11 @@ static int refuse_hello(pl_coordinator *c, const pl_peer *from, const pl_msg *m)
     return 1;
 }
 
+static int is_dead(const pl_coordinator *c, const member *m)
+{
+    return c->io.is_dead && c->io.is_dead(c->io.ctx, &m->peer);
+}
+
 /* Another peer under this name, or another trainer: replaced when it is lost, else the new one must
  * wait.  Returns 1 if it must. */
 static int must_wait(pl_coordinator *c, int64_t now_ns, const pl_peer *from, const pl_msg_hello *h)
@@ -302,7 +316,8 @@ static int must_wait(pl_coordinator *c, int64_t now_ns, const pl_peer *from, con
                                   (m->role == PL_ROLE_TRAINER && h->role == PL_ROLE_TRAINER);
         if (!is_same_place || memcmp(m->peer.id, from->id, PL_PEER_BYTES) == 0)
             continue;
-        if (m->state != PL_WORKER_LOST && !coordinator_is_late(now_ns, m->heard_ns, wait_ms)) {
+        if (m->state != PL_WORKER_LOST && !coordinator_is_late(now_ns, m->heard_ns, wait_ms) &&
+            !is_dead(c, m)) {
             members_reject(c, from, PL_E_TIMEOUT,
                 "%s is here already (%s), heard %lld ms ago: say HELLO again after %u ms", m->name,
                 m->role == PL_ROLE_TRAINER ? "trainer" : "worker",
@@ -357,11 +372,16 @@ pl_status members_hello(
         who->incarnation = m->h.incarnation;
         who->role = h->role;
         memcpy(who->name, h->name, strlen(h->name) + 1);
+        snprintf(who->host, sizeof who->host, "%.*s", NAME_ROOM - 1, h->host);
         who->max_seqs = h->max_seqs < SEQS_MAX ? h->max_seqs : SEQS_MAX;
         who->policy_version = UINT32_MAX;
         who->has_status = 0;
         who->is_draining = 0;
         who->joined_ns = now_ns;
+        who->session = who->shown_session = who->declined = 0;
+        who->is_lead = who->n_told = who->n_told_drafter = 0;
+        who->halted_ns = 0;
+        who->drafter_version = 0;
         members_move(c, who, PL_WORKER_JOINING, "HELLO");
         coordinator_progressed(c, now_ns);
         if (who->role == PL_ROLE_TRAINER && who->incarnation != c->trainer) {
@@ -377,12 +397,12 @@ pl_status members_hello(
 
 int members_status(pl_coordinator *c, int64_t now_ns, member *who, const pl_msg *m)
 {
-    (void)now_ns;
     const pl_msg_status *s = &m->u.status;
     if (who->status_seq && m->h.seq <= who->status_seq)
         return 0;
     who->status_seq = m->h.seq;
     who->has_status = 1;
+    who->drafter_version = s->drafter_version;
     if (who->role == PL_ROLE_TRAINER) {
         if (who->state == PL_WORKER_JOINING)
             members_move(c, who, PL_WORKER_IDLE, "STATUS");
@@ -402,9 +422,8 @@ int members_status(pl_coordinator *c, int64_t now_ns, member *who, const pl_msg 
     } else if (s->state == PL_WORKER_JOINING) {
         if (!who->n_leased)
             members_move(c, who, PL_WORKER_JOINING, "STATUS");
-    } else if (s->state < PL_WORKER_DRAINING) {
-        members_move(c, who, (pl_worker_state)s->state, "STATUS");
     }
+    sessions_on_status(c, now_ns, who, s);
     return 1;
 }
 
@@ -414,11 +433,11 @@ void members_leave(pl_coordinator *c, member *who)
     members_remove(c, who);
 }
 
-static void lose(pl_coordinator *c, int64_t now_ns, member *m)
+static void lose(pl_coordinator *c, int64_t now_ns, member *m, const char *cause)
 {
-    pl_log_warn(c->log, "event=lost name=%s silent_ms=%lld leases=%u", m->name,
+    pl_log_warn(c->log, "event=lost name=%s cause=%s silent_ms=%lld leases=%u", m->name, cause,
         (long long)((now_ns - m->heard_ns) / NS_PER_MS), m->n_leased);
-    members_move(c, m, PL_WORKER_LOST, "silence");
+    members_move(c, m, PL_WORKER_LOST, cause);
     leases_return(c, m, 1);
     c->stats.n_lost++;
 }
@@ -438,6 +457,17 @@ void members_forgive(pl_coordinator *c, int64_t now_ns, int64_t away_ns)
     }
 }
 
+/* NULL, or why it takes part no more. */
+static const char *why_lost(pl_coordinator *c, int64_t now_ns, member *m)
+{
+    if (coordinator_is_late(now_ns, m->heard_ns, c->o.lost_ms))
+        return "silence";
+    if (!coordinator_is_late(now_ns, m->asked_ns, DEAD_MS))
+        return NULL;
+    m->asked_ns = now_ns;
+    return is_dead(c, m) ? "death" : NULL;
+}
+
 void members_tick(pl_coordinator *c, int64_t now_ns)
 {
     for (int i = 0; i < c->n_members; i++) {
@@ -449,10 +479,12 @@ void members_tick(pl_coordinator *c, int64_t now_ns)
             }
             continue;
         }
-        if (coordinator_is_late(now_ns, m->heard_ns, c->o.lost_ms)) {
-            lose(c, now_ns, m);
+        const char *cause = why_lost(c, now_ns, m);
+        if (cause) {
+            lose(c, now_ns, m, cause);
             continue;
         }
+        drafters_tick(c, now_ns, m);
         if (m->role != PL_ROLE_WORKER)
             continue;
         if (c->version_state == DURABLE && m->policy_version != c->version.version &&

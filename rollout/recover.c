@@ -116,6 +116,10 @@ pl_status pl_coordinator_replay(pl_coordinator *c, const pl_msg *m, pl_error *er
         return replay_consume(c, &m->u.consume, err);
     case PL_MSG_VERSION:
         return steps_set_version(c, &m->u.version, DURABLE, err);
+    case PL_MSG_DRAFTER:
+        return m->u.drafter.version >= c->drafter.version
+                   ? drafters_set(c, &m->u.drafter, DURABLE, err)
+                   : PL_OK;
     case PL_MSG_CHECKPOINT:
         c->has_checkpoint = 1;
         c->checkpoint = m->u.step.step;
@@ -176,6 +180,8 @@ pl_status pl_coordinator_begin(pl_coordinator *c, int64_t now_ns, pl_error *err)
 void pl_coordinator_get_stats(const pl_coordinator *c, pl_coordinator_stats *s)
 {
     *s = c->stats;
+    s->session = c->session.id;
+    s->drafter_version = c->drafter_state == DURABLE ? c->drafter.version : 0;
     for (int i = 0; i < c->n_members; i++)
         s->n_workers +=
             c->members[i]->role == PL_ROLE_WORKER && c->members[i]->state != PL_WORKER_LOST;
@@ -211,6 +217,11 @@ static void describe_members(const pl_coordinator *c, int64_t now_ns, FILE *out)
             if (c->version_state == DURABLE && m->policy_version != c->version.version)
                 fprintf(out, " (awaited: %u)", c->version.version);
         }
+        if (m->session)
+            fprintf(out, ", %s session %llu", m->is_lead ? "leads" : "in",
+                (unsigned long long)m->session);
+        if (m->state == PL_WORKER_STOPPING)
+            fprintf(out, " (awaited: its device)");
         fprintf(out, "\n");
     }
     if (!members_trainer(c))
@@ -241,8 +252,9 @@ static void describe_batch(const pl_coordinator *c, const batch *b, int64_t now_
             if (at->state != SAMPLE_LEASED)
                 continue;
             n_lines++;
-            fprintf(out, "awaited: sample %u from %s since %.1f s, %u tokens known\n", at->uid,
-                at->holder->name, seconds(now_ns, at->leased_ns), at->n);
+            fprintf(out, "awaited: sample %u from %s since %.1f s, %u tokens known%s\n", at->uid,
+                at->holder->name, seconds(now_ns, at->leased_ns), at->n,
+                at->handing_ns ? ", to be handed over" : "");
         }
     }
     if (s.n_pending && !s.n_leased)

@@ -13,6 +13,9 @@ typedef struct line {
     pl_socket *socket;
     const char *address;
     const pl_log *log;
+    worker *w;
+    pl_msg m;        /* the newest */
+    int is_deferred; /* m came in the middle of a piece of training: it is handled after that */
 } line;
 
 static int line_send(void *ctx, const pl_msg *m)
@@ -53,14 +56,17 @@ static int64_t line_now_ns(void *ctx)
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
-/* What has come in; the engine is not kept waiting for more. */
-static pl_status listen(worker *w, line *l, pl_error *err)
+/* What has come in; neither engine nor training is kept waiting for more. */
+static pl_status listen(void *ctx, pl_error *err)
 {
+    line *l = ctx;
+    worker *w = l->w;
     for (int i = 0; i < DRAIN_MAX && !w->is_over; i++) {
-        pl_msg m;
         pl_peer from;
         pl_error why;
-        pl_status st = pl_socket_recv(l->socket, 0, &from, &m, &why);
+        pl_status st = PL_OK;
+        if (!l->is_deferred)
+            st = pl_socket_recv(l->socket, 0, &from, &l->m, &why);
         if (st == PL_E_TIMEOUT)
             return PL_OK;
         if (st == PL_E_FORMAT || st == PL_E_SHAPE || st == PL_E_PEER) {
@@ -72,7 +78,10 @@ static pl_status listen(worker *w, line *l, pl_error *err)
                 *err = why;
             return pl_wrap(err, st, "coordinator '%s'", l->address);
         }
-        st = worker_message(w, &m, err);
+        l->is_deferred = worker_defers(w, &l->m);
+        if (l->is_deferred)
+            return PL_OK; /* nothing is received before it is handled: it stays whole */
+        st = worker_message(w, &l->m, err);
         if (st != PL_OK)
             return st;
     }
@@ -83,28 +92,40 @@ pl_status pl_work(const pl_worker_options *o, const pl_worker_io *io, pl_ipc *ip
     const pl_log *log, pl_error *err)
 {
     line l = {.ipc = ipc, .address = o->address, .log = log};
-    const worker_wire wire = {&l, line_send, line_set_epoch, line_reconnect, line_now_ns};
+    const worker_wire wire = {&l, line_send, line_set_epoch, line_reconnect, line_now_ns, listen};
     worker *w = NULL;
     pl_status st = pl_socket_connect(&l.socket, ipc, o->address, PL_ROLE_WORKER, err);
     if (st != PL_OK)
         return st;
     st = worker_new(&w, o, io, &wire, log, err);
+    l.w = w;
     while (st == PL_OK && !w->is_over) {
         /* 1. What the coordinator says. */
-        st = listen(w, &l, err);
+        st = listen(&l, err);
         /* 2. What time brings: reports of the round before, too. */
         if (st == PL_OK)
             st = worker_tick(w, err);
-        /* 3. A round, or rest. */
+        /* 3. A round, or a piece of the drafter's training, or rest. */
         if (st != PL_OK || w->is_over)
             break;
-        if (w->n_running > 0)
+        int is_resting = 0;
+        if (w->n_running > 0) {
             st = worker_round(w, err);
-        else
+        } else if (worker_has_session(w)) {
+            st = worker_train(w, err);
+            is_resting = st == PL_E_TIMEOUT;
+        } else {
+            is_resting = 1;
+        }
+        if (is_resting) {
+            st = PL_OK;
             pl_socket_wait(&l.socket, 1, NULL, 0, IDLE_MS);
+        }
     }
-    if (w)
+    if (w) {
+        worker_end_session(w);
         worker_leave(w);
+    }
     worker_free(w);
     pl_socket_close(l.socket);
     return st;

@@ -27,10 +27,36 @@ typedef struct pl_worker_io {
      * least every 100 ms while it works. */
     pl_status (*load)(void *ctx, const pl_msg_version *v, void (*keep_alive)(void *), void *ka_ctx,
         pl_engine **engine, pl_error *err);
+    /* pl_speculate of the samples to come, none is running.  NULL: on or off, by the engine. */
+    void (*speculate)(void *ctx, uint32_t how);
     int (*should_stop)(void *ctx); /* 1 drain: hand progress over and leave; 2 leave now */
     /* The run that it joined, before anything is loaded; again after each of the coordinator's
      * restarts.  An error ends the worker.  NULL: not asked. */
     pl_status (*joined)(void *ctx, const pl_msg_welcome *m, pl_error *err);
+
+    /* The spot trainer.  train NULL: this worker takes no part in sessions.
+     *
+     * One piece of work (an optimizer step, a gate) of session t->session, again and again while
+     * the coordinator wants it; a session begins with the first call of its id.  The call with
+     * another id, or with another is_lead, is another session.  keep_on(k_ctx) is to be called
+     * between ops: it hears and answers the coordinator, and returns 0 as soon as the device is
+     * wanted: then return PL_E_STOPPED (also right, if late: PL_OK).  Neither drafter nor load is
+     * called meanwhile.  PL_E_TIMEOUT: nothing to do now.  PL_E_PEER: this session is over, a later
+     * one may come.  Others: logged, no session is taken part in any more. */
+    pl_status (*train)(
+        void *ctx, const pl_msg_train *t, int (*keep_on)(void *k_ctx), void *k_ctx, pl_error *err);
+    /* The session of the calls before is over: give everything back.  NULL: not told. */
+    void (*train_end)(void *ctx);
+    /* Make this version of the drafter the engine's; called between rounds, samples may run.  On an
+     * error the one before goes on; tried WORKER_TRIES times.  NULL: versions are not used, and
+     * shown as 0. */
+    pl_status (*drafter)(void *ctx, const pl_msg_drafter *d, pl_error *err);
+    /* Fill in what is known of m->batch; idle_ms and worker are set already.  Strings and spans are
+     * borrowed until the next call.  NULL: no figures. */
+    void (*drafting)(void *ctx, pl_msg_drafting *m);
+    /* 1: *d is a version to be announced; asked again until it comes back by drafter.  NULL: never.
+     */
+    int (*publish)(void *ctx, pl_msg_drafter *d);
 } pl_worker_io;
 
 typedef struct pl_worker_options {

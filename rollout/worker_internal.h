@@ -10,7 +10,18 @@
  *   JOINING -> joined   [welcome]      HELLO every second until then
  *   joined -> JOINING   [rejoin]       samples run on, results are held
  *   joined -> draining  [drain]        last PROGRESS of all that runs, then nothing runs
- *   any -> over         [worker_tick, worker_message] STOP, refusal, patience, errors */
+ *   any -> over         [worker_tick, worker_message] STOP, refusal, patience, errors
+ *
+ * One who has joined and has nothing to roll out may be in a session of the spot trainer:
+ *
+ *     no session --(TRAIN)--> asked --(first piece of work)--> in it --(HALT, LEASE, ...)--> none
+ *
+ *   none -> asked  [worker_on_train]      shown as TRAINING from now on
+ *   asked -> in it [worker_train]         io.train, piece by piece
+ *   in it -> none  [worker_train, worker_tick, take_version] nobody wants it any more: io.train_end
+ *
+ * While io.train works, messages and time come in by its keep_on; what cannot be done in the middle
+ * of it is kept by the wire until it has returned [worker_defers]. */
 #ifndef PL_ROLLOUT_WORKER_INTERNAL_H
 #define PL_ROLLOUT_WORKER_INTERNAL_H
 
@@ -24,6 +35,7 @@ enum {
     WORKER_REFUSED_MAX = 64,    /* leases that cannot be run, remembered */
     WORKER_TRIES = 3,           /* of a load, of a lease */
     WORKER_TOLD_MAX = 5,        /* HELLOs in a row that were answered by "say HELLO" */
+    WORKER_ANNOUNCES = 30,      /* of a version of the drafter, each after a second of silence */
 };
 
 static const int64_t WORKER_MS = 1000000; /* ns */
@@ -34,6 +46,9 @@ typedef struct worker_wire {
     void (*set_epoch)(void *ctx, uint64_t epoch);
     void (*reconnect)(void *ctx); /* as another incarnation */
     int64_t (*now_ns)(void *ctx); /* monotonic */
+    /* Hand over by worker_message what has come in, until worker_defers keeps one back: that one
+     * after io.train has returned.  Called from within io.train; NULL: there is nothing to hear. */
+    pl_status (*listen)(void *ctx, pl_error *err);
 } worker_wire;
 
 /* One lease: running (or queued in the engine) until it is finished, then held. */
@@ -53,6 +68,22 @@ typedef struct sample {
     float *logprobs;  /* [max_tokens] */
     uint8_t *sources; /* [max_tokens] */
 } sample;
+
+/* A TRAIN or DRAFTER that outlives its message. */
+typedef struct asked {
+    pl_msg_train m; /* session 0: none */
+    char text[PL_TEXT_BYTES];
+} asked;
+
+typedef struct staged {
+    pl_msg_drafter m; /* version 0: none */
+    char text[PL_TEXT_BYTES];
+} staged;
+
+typedef struct figures { /* of a DRAFTING */
+    pl_msg_drafting m;
+    float alpha[PL_DRAFTING_DEPTHS];
+} figures;
 
 /* The newest of a kind of messages: what a sender said before it is out of date. */
 typedef struct worker_mark {
@@ -98,6 +129,32 @@ typedef struct worker {
 
     /* the rate */
     double busy_s, n_emitted;
+
+    /* the spot trainer */
+    worker_mark train_mark; /* of TRAIN and HALT */
+    asked asked;            /* what the coordinator wants */
+    asked session;          /* what io.train was called with last, until io.train_end */
+    uint64_t over;          /* sessions up to this one are over */
+    int is_training;        /* io.train works: keep_on hears messages */
+    int must_stop, is_declined;
+    pl_status train_status; /* of what was heard meanwhile; it ends the worker */
+    pl_error train_error;
+
+    /* the drafter */
+    staged staged;            /* the newest that is not in use */
+    int is_staged;            /* it is to be tried now */
+    int n_drafter_failures;   /* of that one */
+    uint32_t drafter_version; /* in use; 0: none */
+    uint32_t drafter_known;   /* the newest that the coordinator has named */
+    uint32_t announced;       /* said by this worker last */
+    int n_announces;
+    int64_t announced_ns;
+
+    /* figures */
+    figures figures;        /* as they were said last */
+    uint64_t figures_batch; /* of a lease or a TRAIN, whichever came first */
+    int has_figures;
+    int64_t figures_ns, idle_ns, ticked_ns;
 } worker;
 
 /* ---- worker_session.c: the dialogue with the coordinator ---- */
@@ -115,6 +172,29 @@ pl_status worker_tick(worker *w, pl_error *err);
 /* Say LEAVE, if the coordinator knows this worker. */
 void worker_leave(worker *w);
 
+/* Say STATUS, if joined: something is as it was not a moment ago. */
+void worker_say_status(worker *w);
+
+/* ---- worker_spot.c: sessions of the spot trainer, versions of the drafter, figures ---- */
+
+void worker_on_train(worker *w, const pl_msg *m);
+void worker_on_halt(worker *w, const pl_msg *m);
+void worker_on_drafter(worker *w, const pl_msg *m);
+/* There is a session that it is to take part in, and nothing to roll out. */
+int worker_has_session(const worker *w);
+/* One piece of work.  PL_E_TIMEOUT: there was nothing to do, rest a little.  Other errors end the
+ * worker; those of the training itself do not. */
+pl_status worker_train(worker *w, pl_error *err);
+/* Leave the session, if it is in one; not from within io.train. */
+void worker_end_session(worker *w);
+/* 1: in the middle of io.train this message cannot be handled; io.train will return, then it is to
+ * come by worker_message. */
+int worker_defers(worker *w, const pl_msg *m);
+/* Between rounds: the session that is over ends, a version is swapped in, or announced; figures. */
+void worker_spot_tick(worker *w, int64_t now);
+/* A batch begins, unless it has: the last figures of the one before. */
+void worker_next_figures(worker *w, uint64_t batch);
+
 /* ---- worker_samples.c: leases and their samples ---- */
 
 /* 0: the sender has said something of the kind after h. */
@@ -122,6 +202,7 @@ int worker_mark_pass(worker_mark *mark, const pl_header *h);
 pl_status worker_lease(worker *w, const pl_msg *m, pl_error *err);
 void worker_revoke(worker *w, const pl_msg_uids *m);
 void worker_ack(worker *w, const pl_msg_uids *m);
+void worker_handover(worker *w, const pl_msg_uids *m);
 /* Drop what runs; results stay. */
 void worker_drop_running(worker *w);
 /* Drop everything. */

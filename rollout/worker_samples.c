@@ -255,8 +255,10 @@ static pl_status submit(worker *w, const sample *s, const pl_msg_lease *l, pl_er
         .prefix_draft = s->draft,
         .prefix_accepted = s->accepted,
         .prefix_steps = s->steps};
-    if (w->n_running == 0)
-        pl_engine_set_speculative(w->engine, o->speculative != 0);
+    if (w->n_running == 0 && w->io.speculate)
+        w->io.speculate(w->io.ctx, o->speculative);
+    else if (w->n_running == 0)
+        pl_engine_set_speculative(w->engine, o->speculative != PL_SPECULATE_OFF);
     return pl_engine_submit(w->engine, &r, err);
 }
 
@@ -308,6 +310,7 @@ static pl_status count_refused(worker *w, uint32_t uid, pl_status why, pl_error 
 static void begin_batch(worker *w, uint64_t batch)
 {
     worker_drop_all(w);
+    worker_next_figures(w, batch);
     w->n_refused = 0;
     w->batch = batch;
     w->has_batch = 1;
@@ -369,6 +372,28 @@ void worker_revoke(worker *w, const pl_msg_uids *m)
 void worker_ack(worker *w, const pl_msg_uids *m)
 {
     drop_uids(w, m, 1);
+}
+
+/* All that is known of them goes to the coordinator, and they on elsewhere.  What cannot be sent
+ * now stays: it is asked for again. */
+void worker_handover(worker *w, const pl_msg_uids *m)
+{
+    const int64_t now = w->wire.now_ns(w->wire.ctx);
+    if (!w->has_batch || m->batch != w->batch)
+        return;
+    for (uint32_t i = 0; i < m->uids.n; i++) {
+        uint32_t uid;
+        memcpy(&uid, (const char *)m->uids.data + 4 * (size_t)i, sizeof uid);
+        sample *s = find(w, uid);
+        if (!s || s->is_held)
+            continue;
+        const unsigned n_before = s->n_progress = s->n_progress / PROGRESS_WHOLE * PROGRESS_WHOLE;
+        if (s->n > 0)
+            send_progress(w, s, now);
+        if (s->n == 0 || s->n_progress != n_before)
+            drop(w, place_of(w, uid));
+    }
+    w->is_status_due = 1;
 }
 
 /* ---- rounds ---- */

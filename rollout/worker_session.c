@@ -37,7 +37,7 @@ pl_status worker_new(worker **out, const pl_worker_options *o, const pl_worker_i
     w->version = WORKER_NONE;
     w->heartbeat_ms = 500; /* until WELCOME tells */
     w->lost_ms = 3000;
-    w->heard_ns = w->linked_ns = now_of(w);
+    w->heard_ns = w->linked_ns = w->ticked_ns = now_of(w);
     w->hello_ns = w->heard_ns - HELLO_NS;
     *out = w;
     return PL_OK;
@@ -80,7 +80,11 @@ static pl_worker_state state_of(const worker *w)
         return PL_WORKER_DRAINING;
     if (w->version == WORKER_NONE)
         return PL_WORKER_JOINING;
-    return w->n_running > 0 ? PL_WORKER_BUSY : PL_WORKER_IDLE;
+    if (w->n_running > 0)
+        return PL_WORKER_BUSY;
+    if (worker_has_session(w))
+        return PL_WORKER_TRAINING;
+    return w->session.m.session ? PL_WORKER_STOPPING : PL_WORKER_IDLE;
 }
 
 static void say_status(worker *w, int64_t now)
@@ -98,12 +102,20 @@ static void say_status(worker *w, int64_t now)
             .policy_version = w->version,
             .batch = w->batch,
             .rate = w->busy_s > 0 ? (float)(w->n_emitted / w->busy_s) : 0,
+            .session = worker_has_session(w) ? w->asked.m.session : w->session.m.session,
+            .drafter_version = w->drafter_version,
             .running = {w->uids, (uint32_t)w->n_running},
             .held = {w->uids + w->n_running,
                 (uint32_t)(n_held < WORKER_UIDS_MAX ? n_held : WORKER_UIDS_MAX)}}};
     w->status_ns = now;
     w->is_status_due = 0;
     w->wire.send(w->wire.ctx, &m);
+}
+
+void worker_say_status(worker *w)
+{
+    if (w->is_joined)
+        say_status(w, now_of(w));
 }
 
 static void say_status_if_due(worker *w, int64_t now)
@@ -129,7 +141,8 @@ void worker_leave(worker *w)
 static void rejoin(worker *w)
 {
     w->is_joined = 0;
-    w->version_mark = w->lease_mark = (worker_mark){0}; /* its counting may begin anew */
+    w->version_mark = w->lease_mark = w->train_mark =
+        (worker_mark){0}; /* its counting may begin anew */
 }
 
 static pl_status welcome(worker *w, const pl_msg *m, pl_error *err)
@@ -195,6 +208,7 @@ static pl_status take_version(worker *w, const pl_msg *m, pl_error *err)
     if (v->version == w->version && memcmp(&v->hash, &w->hash, sizeof v->hash) == 0)
         return PL_OK;
     worker_drop_running(w);
+    worker_end_session(w);
     w->version = WORKER_NONE; /* if loading breaks off in the middle */
     const pl_status st = w->io.load(w->io.ctx, v, keep_alive, w, &w->engine, &why);
     w->heard_ns = now_of(w); /* nobody listened: no silence */
@@ -260,6 +274,18 @@ static pl_status handle(worker *w, const pl_msg *m, pl_error *err)
         return PL_OK;
     case PL_MSG_ACK:
         worker_ack(w, &m->u.uids);
+        return PL_OK;
+    case PL_MSG_HANDOVER:
+        worker_handover(w, &m->u.uids);
+        return PL_OK;
+    case PL_MSG_TRAIN:
+        worker_on_train(w, m);
+        return PL_OK;
+    case PL_MSG_HALT:
+        worker_on_halt(w, m);
+        return PL_OK;
+    case PL_MSG_DRAFTER:
+        worker_on_drafter(w, m);
         return PL_OK;
     case PL_MSG_DRAIN:
         drain(w, PL_OK);
@@ -328,6 +354,8 @@ pl_status worker_tick(worker *w, pl_error *err)
         (!w->is_joined || now - w->heard_ns >= HELLO_NS))
         say_hello(w, now);
     worker_report(w);
+    if (!w->is_training)
+        worker_spot_tick(w, now);
     say_status_if_due(w, now);
     return w->is_draining ? end_of_drain(w, now, err) : PL_OK;
 }

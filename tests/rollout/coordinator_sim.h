@@ -43,6 +43,13 @@ typedef struct sim_worker {
     int64_t hello_ms, status_ms, wake_ms; /* wake: frozen, or down, until then */
     uint32_t shown_version;               /* of the newest STATUS that the coordinator got */
     uint64_t shown_seq;
+    /* the spot trainer */
+    uint64_t session, session_batch; /* 0: none */
+    uint64_t train_seq;              /* newest TRAIN or HALT */
+    int is_lead, is_early;           /* early: it leaves by itself */
+    int64_t overdue_ms, announced_ns;
+    uint32_t drafter;    /* in use */
+    pl_msg_drafter made; /* to be announced; version 0: none */
 } sim_worker;
 
 enum { AWAITED, HAVE, SENT, READY };
@@ -87,6 +94,14 @@ typedef struct sim {
     pl_msg_consume consumed[N_STEPS + 1];
     int is_consumed[N_STEPS + 1];
     int n_crashes, n_again, n_refused, n_resent, n_quarantined, n_tainted;
+    /* the spot trainer */
+    uint64_t owner;             /* of the state file: a session */
+    uint32_t n_made;            /* versions, as the state file counts them */
+    uint64_t top, before;       /* newest session that was said, the one before */
+    pl_peer lead;               /* of top */
+    uint32_t drafter;           /* newest durable version */
+    pl_coordinator_stats stats; /* of coordinators that are gone, some of them */
+    int n_swapped, n_handed;
     const char *broken; /* the first invariant that did not hold */
     char detail[160];
 } sim;
@@ -103,6 +118,17 @@ stored *sim_stored(sim *s, uint64_t batch, uint32_t uid);
 void sim_worker_start(sim *s, int i);
 void sim_worker_hear(sim *s, int i, const pl_msg *m);
 void sim_worker_tick(sim *s, int i);
+void sim_worker_say(sim *s, int i, pl_msg *m, uint16_t type);
+void sim_worker_progress(sim *s, int i, work *at, uint32_t pos0);
+int sim_is_complete(sim *s, uint64_t batch);
+
+/* coordinator_sim_spot.c: the same for sessions and versions of the drafter */
+void sim_spot_hear(sim *s, int i, const pl_msg *m);
+void sim_spot_tick(sim *s, int i);
+void sim_spot_check(sim *s, const pl_peer *to, const pl_msg *m); /* what the coordinator says */
+void sim_spot_record(sim *s, const pl_msg_drafter *d);           /* is durable */
+void sim_spot_count(sim *s);                                     /* a coordinator goes */
+
 void sim_trainer_start(sim *s);
 void sim_trainer_hear(sim *s, const pl_msg *m);
 void sim_trainer_tick(sim *s);

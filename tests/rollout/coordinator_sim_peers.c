@@ -3,7 +3,7 @@
 
 /* ---- a worker ---- */
 
-static void worker_say(sim *s, int i, pl_msg *m, uint16_t type)
+void sim_worker_say(sim *s, int i, pl_msg *m, uint16_t type)
 {
     sim_worker *w = &s->workers[i];
     const pl_peer peer = bed_peer(PL_ROLE_WORKER, w->incarnation);
@@ -60,6 +60,7 @@ static void worker_lease(sim *s, sim_worker *w, const pl_msg *m)
     for (int k = 0; k < SLOTS; k++)
         if (!w->at[k].used) {
             s->n_resent += l->prefix.n > 0;
+            w->session = 0;
             w->at[k] = (work){.used = 1,
                 .batch = l->batch,
                 .uid = l->uid,
@@ -81,6 +82,7 @@ static void worker_version(sim_worker *w, const pl_msg *m)
     worker_drop_running(w);
     w->version = m->u.version.version;
     w->status_ms = 0;
+    w->session = 0;
 }
 
 static void worker_rejected(sim *s, sim_worker *w, const pl_msg_reject *r)
@@ -125,6 +127,7 @@ void sim_worker_hear(sim *s, int i, const pl_msg *m)
         return;
     }
     work *at = NULL;
+    sim_spot_hear(s, i, m);
     if (m->h.type == PL_MSG_LEASE)
         worker_lease(s, w, m);
     else if (m->h.type == PL_MSG_VERSION)
@@ -137,11 +140,25 @@ void sim_worker_hear(sim *s, int i, const pl_msg *m)
         }
 }
 
+void sim_worker_progress(sim *s, int i, work *at, uint32_t pos0)
+{
+    const text *t = &at->t;
+    pl_msg m = {.u.progress = {.batch = at->batch,
+                    .uid = at->uid,
+                    .policy_version = at->version,
+                    .pos0 = pos0,
+                    .tokens = {t->tokens + pos0, at->n - pos0},
+                    .logprobs = {t->logprobs + pos0, at->n - pos0},
+                    .sources = {t->sources + pos0, at->n - pos0},
+                    .attempt = at->attempt}};
+    sim_worker_say(s, i, &m, PL_MSG_PROGRESS);
+}
+
 static void worker_result(sim *s, int i, work *at)
 {
     pl_msg m = bed_result(at->batch, at->uid, at->group, at->version, &at->t);
     m.u.result.attempt = at->attempt;
-    worker_say(s, i, &m, PL_MSG_RESULT);
+    sim_worker_say(s, i, &m, PL_MSG_RESULT);
 }
 
 /* A few tokens, told now and then; the result, told until somebody has it. */
@@ -163,16 +180,8 @@ static void worker_round(sim *s, int i, work *at)
         at->said_ms = s->now_ms;
         worker_result(s, i, at);
     } else if (!at->held && at->n > at->told && sim_draw(s, 3) == 0) {
-        pl_msg m = {.u.progress = {.batch = at->batch,
-                        .uid = at->uid,
-                        .policy_version = at->version,
-                        .pos0 = at->told,
-                        .tokens = {t.tokens + at->told, at->n - at->told},
-                        .logprobs = {t.logprobs + at->told, at->n - at->told},
-                        .sources = {t.sources + at->told, at->n - at->told},
-                        .attempt = at->attempt}};
+        sim_worker_progress(s, i, at, at->told);
         at->told = at->n;
-        worker_say(s, i, &m, PL_MSG_PROGRESS);
     }
 }
 
@@ -189,14 +198,17 @@ static void worker_status(sim *s, int i)
         }
     pl_msg m = {.u.status = {.state = w->version == UINT32_MAX ? PL_WORKER_JOINING
                                       : n_running              ? PL_WORKER_BUSY
+                                      : w->session             ? PL_WORKER_TRAINING
                                                                : PL_WORKER_IDLE,
+                    .session = w->session,
+                    .drafter_version = w->drafter,
                     .policy_version = w->version,
                     .batch = w->batch,
                     .rate = (float)(i * 10),
                     .running = {running, n_running},
                     .held = {held, n_held}}};
     w->status_ms = s->now_ms;
-    worker_say(s, i, &m, PL_MSG_STATUS);
+    sim_worker_say(s, i, &m, PL_MSG_STATUS);
 }
 
 static void worker_fail(sim *s, int i)
@@ -205,7 +217,7 @@ static void worker_fail(sim *s, int i)
     pl_msg leave = {0};
     switch (sim_draw(s, 3)) {
     case 0: /* it leaves */
-        worker_say(s, i, &leave, PL_MSG_LEAVE);
+        sim_worker_say(s, i, &leave, PL_MSG_LEAVE);
         w->is_up = 0;
         w->wake_ms = s->now_ms + sim_draw(s, 5000);
         break;
@@ -234,15 +246,18 @@ void sim_worker_tick(sim *s, int i)
     if (!w->joined && s->now_ms >= w->hello_ms) {
         char name[16];
         snprintf(name, sizeof name, "worker-%d", i);
-        pl_msg m = {
-            .u.hello = {
-                .role = PL_ROLE_WORKER, .name = name, .numeric_class = "class-a", .max_seqs = 2}};
+        pl_msg m = {.u.hello = {.role = PL_ROLE_WORKER,
+                        .name = name,
+                        .numeric_class = "class-a",
+                        .host = "h",
+                        .max_seqs = 4}};
         w->hello_ms = s->now_ms + 200;
-        worker_say(s, i, &m, PL_MSG_HELLO);
+        sim_worker_say(s, i, &m, PL_MSG_HELLO);
     }
     for (int k = 0; k < SLOTS; k++)
         if (w->at[k].used)
             worker_round(s, i, &w->at[k]);
+    sim_spot_tick(s, i);
     if (w->joined && s->now_ms - w->status_ms >= 300)
         worker_status(s, i);
 }

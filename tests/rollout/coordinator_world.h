@@ -13,7 +13,9 @@ typedef struct world {
     int n_durable; /* of ledger */
     int64_t now;
     uint64_t seq;
-    int fails; /* the next record fails */
+    int fails;      /* the next record fails */
+    pl_peer killed; /* its process has ended */
+    int n_asked;    /* whether one has */
 } world;
 
 static inline void on_send(void *ctx, const pl_peer *peer, const pl_msg *m)
@@ -38,6 +40,13 @@ static inline pl_status on_record(void *ctx, const pl_msg *m, pl_error *err)
     return PL_OK;
 }
 
+static inline int on_is_dead(void *ctx, const pl_peer *peer)
+{
+    world *w = ctx;
+    w->n_asked++;
+    return memcmp(&w->killed, peer, sizeof *peer) == 0;
+}
+
 static inline void sync_ledger(world *w)
 {
     pl_error err = {0};
@@ -48,7 +57,7 @@ static inline void sync_ledger(world *w)
 
 static inline pl_status start(world *w, const pl_coordinator_options *o)
 {
-    const pl_coordinator_io io = {w, on_send, on_drop, on_record};
+    const pl_coordinator_io io = {w, on_send, on_drop, on_record, on_is_dead};
     pl_error err = {0};
     cr_assert_eq(pl_coordinator_new(&w->c, o, &io, NULL, &err), PL_OK, "%s", err.msg);
     for (int i = 0; i < w->ledger.n; i++) {

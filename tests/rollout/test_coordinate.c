@@ -6,7 +6,9 @@
 #include "tests/rollout/coordinator_bed.h"
 
 #include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -109,6 +111,7 @@ static void await(client *c, uint16_t type, pl_msg *m)
             .numeric_class = "class-a",
             .build = "",
             .host = "",
+            .pid = (uint32_t)getpid(),
             .max_seqs = 4}};
     for (int i = 0; i < 100; i++) {
         if (type == PL_MSG_WELCOME || type == PL_MSG_REJECT)
@@ -182,6 +185,110 @@ Test(coordinate, acknowledges_what_is_in_the_file_and_goes_on_from_it)
     leave(&t);
     leave(&w);
     leave(&again);
+    process_free(p);
+}
+
+static pl_status count_drafters(void *ctx, const pl_journal_record *r, pl_error *err)
+{
+    (void)err;
+    *(int *)ctx += r->type == 2 * PL_MSG_DRAFTER && !r->is_critical;
+    return PL_OK;
+}
+
+/* A version that says nothing, as a later build may write one. */
+static void append_unreadable_drafter(const process *p)
+{
+    char path[128];
+    pl_error err = {0};
+    pl_journal *j = NULL;
+    pl_journal_report report;
+    int n = 0;
+    snprintf(path, sizeof path, "%s/000001.journal", p->ledger);
+    pl_journal_options jo = {.magic = "PLLEDGR1"};
+    for (int i = 0; i < 16; i++) /* of the run 00112233... */
+        jo.run_uid[i] = (unsigned char)(i * 17);
+    const pl_status st = pl_journal_open(&j, path, &jo, count_drafters, &n, &report, &err);
+    cr_assert_eq(st, PL_OK, "%s", err.msg);
+    cr_assert_eq(n, 1, "recorded, and not critical");
+    cr_assert_eq(pl_journal_put(j, 2 * PL_MSG_DRAFTER, "\x80", 1, &err), PL_OK);
+    cr_assert_eq(pl_journal_sync(j, &err), PL_OK);
+    pl_journal_close(j);
+}
+
+Test(coordinate, a_version_of_the_drafter_outlives_the_process_and_cannot_end_one)
+{
+    process *p = process_make();
+    pl_msg m;
+    process_start(p);
+    client w = join_as(p, PL_ROLE_WORKER, "w");
+    await(&w, PL_MSG_WELCOME, &m);
+    say(&w,
+        (pl_msg){.h.type = PL_MSG_DRAFTER,
+            .u.drafter = {.version = 1, .session = 1, .dir = "/d", .host = "h", .endpoint = ""}});
+    await(&w, PL_MSG_DRAFTER, &m);
+    process_join(p, 2);
+    append_unreadable_drafter(p);
+
+    process_start(p);
+    client again = join_as(p, PL_ROLE_WORKER, "w");
+    await(&again, PL_MSG_WELCOME, &m);
+    await(&again, PL_MSG_DRAFTER, &m);
+    cr_expect_eq(m.u.drafter.version, 1);
+    cr_expect_str_eq(m.u.drafter.dir, "/d");
+    process_join(p, 2);
+    cr_expect_eq(p->st, PL_E_STOPPED, "%s", p->err.msg);
+    leave(&w);
+    leave(&again);
+    process_free(p);
+}
+
+/* In a process of its own: takes two leases when it is told to, says so, and waits for its end. */
+static void be_a_worker(const process *p, int from, int to)
+{
+    char byte;
+    pl_msg m;
+    if (read(from, &byte, 1) != 1)
+        _exit(1);
+    client w = join_as(p, PL_ROLE_WORKER, "killed");
+    await(&w, PL_MSG_WELCOME, &m);
+    say_status(&w);
+    for (int i = 0; i < 2; i++)
+        await(&w, PL_MSG_LEASE, &m);
+    if (write(to, "", 1) != 1)
+        _exit(1);
+    for (;;)
+        pause();
+}
+
+Test(coordinate, samples_of_a_killed_process_go_on_elsewhere_without_delay)
+{
+    process *p = process_make();
+    int to[2], from[2];
+    char byte = 0;
+    pl_msg m;
+    p->o.machine.lost_ms = 3600 * 1000;
+    cr_assert_eq(pipe(to), 0);
+    cr_assert_eq(pipe(from), 0);
+    const pid_t child = fork(); /* before there are threads */
+    cr_assert_geq(child, 0);
+    if (child == 0)
+        be_a_worker(p, to[0], from[1]);
+    process_start(p);
+    client t = join_as(p, PL_ROLE_TRAINER, "trainer");
+    await(&t, PL_MSG_WELCOME, &m);
+    say(&t, bed_group(5, 1, 0, 2, 3));
+    cr_assert_eq(write(to[1], &byte, 1), 1);
+    cr_assert_eq(read(from[0], &byte, 1), 1);
+    client w = join_as(p, PL_ROLE_WORKER, "w");
+    await(&w, PL_MSG_WELCOME, &m);
+    say_status(&w);
+    cr_assert_eq(kill(child, SIGKILL), 0);
+    for (int i = 0; i < 2; i++)
+        await(&w, PL_MSG_LEASE, &m); /* within 10 s; of silence it would be an hour */
+    cr_assert_eq(waitpid(child, NULL, 0), child);
+    process_join(p, 2);
+    leave(&t);
+    leave(&w);
     process_free(p);
 }
 

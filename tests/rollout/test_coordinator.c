@@ -99,6 +99,34 @@ Test(coordinator, a_silent_worker_is_lost_and_says_hello_again)
     done(w);
 }
 
+Test(coordinator, a_worker_whose_process_has_ended_is_lost_at_once)
+{
+    world *w = with_batch(8);
+    w->killed = bed_peer(W, 1);
+    wait_ms(w, 100);
+    cr_expect_eq(stats(w).n_lost, 1);
+    cr_expect_eq(stats(w).n_pending, 4);
+    worker(w, 2, 3, 8);
+    cr_expect_eq(stats(w).n_leased, 4);
+    cr_expect_eq(stats(w).n_releases, 4);
+    w->n_asked = 0;
+    wait_ms(w, 1000);
+    cr_expect_leq(w->n_asked, 20, "two members, ten times");
+    done(w);
+}
+
+Test(coordinator, the_successor_of_a_killed_trainer_is_let_in_at_once)
+{
+    world *w = with_batch(8);
+    hello(w, T, 901, "trainer", 0);
+    cr_expect_eq(heard(w, T, 901, PL_MSG_REJECT).u.reject.code, PL_E_TIMEOUT);
+    w->killed = bed_peer(T, TRAINER);
+    hello(w, T, 901, "trainer", 0);
+    cr_expect_eq(count(w, T, 901, PL_MSG_WELCOME), 1);
+    cr_expect_eq(stats(w).n_leased, 4, "the batch goes on");
+    done(w);
+}
+
 Test(coordinator, a_coordinator_that_was_stopped_itself_blames_nobody)
 {
     world *w = with_batch(8);
@@ -275,6 +303,24 @@ Test(coordinator, a_lease_is_said_again_when_the_worker_does_not_list_it)
     status_lists(w, 1, 3, 5, running, 2, held, 1);
     cr_assert_eq(count(w, W, 1, PL_MSG_LEASE), 1);
     cr_expect_eq(heard(w, W, 1, PL_MSG_LEASE).u.lease.uid, 103);
+    done(w);
+}
+
+Test(coordinator, a_result_that_never_comes_is_had_from_elsewhere)
+{
+    static const uint32_t held[] = {100, 101, 102, 103};
+    world *w = with_batch(8);
+    for (int i = 0; i < 10; i++) {
+        status_lists(w, 1, 3, 5, NULL, 0, held, 4);
+        hello(w, T, TRAINER, "trainer", 0);
+        wait_ms(w, 1000);
+        cr_assert_eq(stats(w).n_releases, 0, "not yet");
+    }
+    worker(w, 2, 3, 8); /* idle, as all are leased */
+    status_lists(w, 1, 3, 5, NULL, 0, held, 4);
+    cr_expect_eq(count(w, W, 1, PL_MSG_REVOKE), 4);
+    cr_expect_eq(stats(w).n_releases, 4);
+    cr_expect_eq(count(w, W, 2, PL_MSG_LEASE), 4);
     done(w);
 }
 

@@ -1,8 +1,12 @@
 /* Claims tested, on thousands of random runs with faults (PL_SEEDS: how many; PL_SEED: the first):
  * a sample is durable once; nothing is acknowledged, shown or announced before it is durable; no
  * step is consumed twice with different hashes, though rewards would differ when computed again; a
- * lease goes to a worker of its version only; honest workers are never expelled, true results never
- * refused, liars' samples never trained on; and once faults stop the run ends. */
+ * lease goes to a worker of its version only; sessions of the spot trainer have ids that rise over
+ * restarts and one lead each, are of training batches that somebody still rolls out, and end with
+ * them; versions of the drafter rise and are durable before they are said; samples are handed over
+ * and stay the same; no member makes an impossible transition; honest workers are never expelled,
+ * true results never refused, liars' samples never trained on; and once faults stop the run ends.
+ */
 #include "tests/rollout/coordinator_sim.h"
 
 #include <stdio.h>
@@ -43,6 +47,14 @@ stored *sim_stored(sim *s, uint64_t batch, uint32_t uid)
 }
 
 /* ---- the network ---- */
+
+int sim_is_complete(sim *s, uint64_t batch)
+{
+    for (uint32_t i = 0; i < N_SAMPLES; i++)
+        if (!sim_stored(s, batch, 100 + i)->is_there)
+            return 0;
+    return 1;
+}
 
 static void put(sim *s, flight f)
 {
@@ -152,6 +164,8 @@ static void see_record(sim *s, packet *p)
         s->n_again += s->is_consumed[step];
         s->is_consumed[step] = 1;
         s->consumed[step] = m.u.consume;
+    } else if (m.h.type == PL_MSG_DRAFTER) {
+        sim_spot_record(s, &m.u.drafter);
     }
 }
 
@@ -208,6 +222,7 @@ static void on_send(void *ctx, const pl_peer *peer, const pl_msg *m)
     } else if (m->h.type == PL_MSG_LEASE) {
         check_lease(s, peer, &m->u.lease);
     }
+    sim_spot_check(s, peer, m);
     out.h.seq = ++s->seq;
     sim_send(s, 0, peer, &out);
 }
@@ -230,9 +245,11 @@ static pl_status on_record(void *ctx, const pl_msg *m, pl_error *err)
 
 static void start_coordinator(sim *s)
 {
-    const pl_coordinator_io io = {s, on_send, on_drop, on_record};
-    const pl_coordinator_options o = bed_options();
+    const pl_coordinator_io io = {s, on_send, on_drop, on_record, NULL};
+    pl_coordinator_options o = bed_options();
     pl_error err = {0};
+    o.spot_min_idle = s->seed % 5 ? 1 : 0;
+    o.consolidate_below = s->seed % 2 ? N_SAMPLES : 0;
     pl_status st = pl_coordinator_new(&s->c, &o, &io, NULL, &err);
     for (int i = 0; i < s->ledger.n && st == PL_OK; i++) {
         const pl_msg m = packet_open(&s->ledger.at[i]);
@@ -251,6 +268,7 @@ static void start_coordinator(sim *s)
 /* Power fails: the ledger ends with what is durable, everything else is gone. */
 static void stop_coordinator(sim *s)
 {
+    sim_spot_count(s);
     pl_coordinator_free(s->c);
     s->c = NULL;
     s->up_ms = s->now_ms + sim_draw(s, 2000);
@@ -303,6 +321,7 @@ void sim_run(sim *s, uint64_t seed)
     }
     if (s->broken && s->c && s->now_ms >= END_MS)
         pl_coordinator_describe(s->c, s->now_ms * 1000000, stderr);
+    sim_spot_count(s);
     pl_coordinator_free(s->c);
     packets_free(&s->ledger);
     for (int i = 0; i < s->n_net; i++)
@@ -320,6 +339,7 @@ Test(coordinator_faults, whatever_fails_every_sample_is_durable_once_and_the_run
 {
     const uint64_t first = setting("PL_SEED", 1), n = setting("PL_SEEDS", 300);
     long crashes = 0, again = 0, refused = 0, resent = 0, quarantined = 0, tainted = 0;
+    long sessions = 0, moved = 0, drafters = 0, swaps = 0, handed = 0;
     sim *s = malloc(sizeof *s);
     cr_assert_not_null(s);
     for (uint64_t seed = first; seed < first + n; seed++) {
@@ -332,13 +352,25 @@ Test(coordinator_faults, whatever_fails_every_sample_is_durable_once_and_the_run
         resent += s->n_resent;
         quarantined += s->n_quarantined;
         tainted += s->n_tainted;
+        sessions += (long)s->stats.n_sessions;
+        moved += (long)s->stats.n_moved;
+        drafters += s->drafter;
+        swaps += s->n_swapped;
+        handed += s->n_handed;
     }
     free(s);
     fprintf(stderr,
         "%llu runs: %ld crashes, %ld steps trained again, %ld leases with a prefix, %ld samples "
         "refused, %ld workers quarantined, %ld false prefixes handed on\n",
         (unsigned long long)n, crashes, again, resent, refused, quarantined, tainted);
+    fprintf(stderr,
+        "%ld sessions, %ld of them under another lead, %ld versions of the drafter, %ld swaps, %ld "
+        "samples handed over\n",
+        sessions, moved, drafters, swaps, handed);
     if (n >= 100)
         cr_expect(again > 0 && resent > 0 && refused > 0 && quarantined > 0 && tainted > 0,
             "faults must happen");
+    if (n >= 100)
+        cr_expect(sessions > 0 && moved > 0 && drafters > 0 && swaps > 0 && handed > 0,
+            "sessions and handovers must happen");
 }

@@ -30,7 +30,9 @@ typedef struct world {
     heard heard[SAMPLES];
     pl_msg_status status;
     uint32_t running[SAMPLES], held[SAMPLES];
-    int n_hello, n_status, n_leave, n_reconnect, n_result;
+    int n_hello, n_status, n_leave, n_reconnect, n_result, n_drafter, n_drafting;
+    uint32_t drafter_said;    /* version of the last DRAFTER */
+    pl_msg_drafting drafting; /* the last one, without its span */
     uint64_t epoch_set;
     /* the other side of pl_worker_io */
     int n_loads, n_joined, load_fails, stop, load_alive;
@@ -118,6 +120,14 @@ static inline int world_send(void *ctx, const pl_msg *m)
     case PL_MSG_LEAVE:
         x->n_leave++;
         break;
+    case PL_MSG_DRAFTER:
+        x->n_drafter++;
+        x->drafter_said = m->u.drafter.version;
+        break;
+    case PL_MSG_DRAFTING:
+        x->n_drafting++;
+        x->drafting = m->u.drafting;
+        break;
     default:
         cr_assert_fail("a worker does not say message %u", m->h.type);
     }
@@ -187,8 +197,13 @@ static inline void world_open(world *x, bed *b, int max_seqs)
         .n_threads = 1,
         .max_seqs = max_seqs,
         .patience_s = 30};
-    const pl_worker_io io = {x, world_load, world_stop, world_joined};
-    const worker_wire wire = {x, world_send, world_set_epoch, world_reconnect, world_now};
+    const pl_worker_io io = {
+        .ctx = x, .load = world_load, .should_stop = world_stop, .joined = world_joined};
+    const worker_wire wire = {.ctx = x,
+        .send = world_send,
+        .set_epoch = world_set_epoch,
+        .reconnect = world_reconnect,
+        .now_ns = world_now};
     memset(x, 0, sizeof *x);
     x->b = b;
     x->now = 5000 * WORKER_MS;
