@@ -87,6 +87,22 @@ static size_t lay_out(pl_eagle *e, pl_arena *arena)
     return total;
 }
 
+size_t eagle_sketch(pl_eagle *e, const pl_arch *a, int n_vocab)
+{
+    const eagle_shape shape = {.n_ff = a->n_ff, .n_heads = a->n_heads, .n_kv_heads = a->n_kv_heads};
+    const int n = n_vocab > 0 ? n_vocab : a->n_vocab < DEFAULT_VOCAB ? a->n_vocab : DEFAULT_VOCAB;
+
+    *e = (pl_eagle){.dims = dims_of(a, &shape, n)};
+    set_params(e);
+    return lay_out(e, NULL);
+}
+
+size_t pl_eagle_plan(const pl_arch *a, int n_vocab)
+{
+    pl_eagle e;
+    return eagle_sketch(&e, a, n_vocab);
+}
+
 static pl_status set_vocab(pl_eagle *e, const int32_t *vocab, pl_error *err)
 {
     memset(e->to_draft, 0xff, (size_t)e->dims.vt * sizeof *e->to_draft);

@@ -43,6 +43,8 @@ pl_status pl_eagle_save(const pl_eagle *e, const char *dir, pl_error *err);
 pl_status pl_eagle_load(pl_eagle **out, const pl_model *target, const char *dir, pl_error *err);
 int pl_eagle_n_vocab(const pl_eagle *e);
 const int32_t *pl_eagle_vocab(const pl_eagle *e); /* [n_vocab] target ids */
+/* Bytes that a drafter of the target's shape takes, and its training; n_vocab 0: the default. */
+size_t pl_eagle_plan(const pl_arch *a, int n_vocab);
 size_t pl_eagle_bytes(const pl_eagle *e);         /* of parameters, fp32 */
 
 /* ---- training ---- */
@@ -106,6 +108,8 @@ typedef struct pl_eagle_trainer pl_eagle_trainer;
 pl_status pl_eagle_trainer_new(
     pl_eagle_trainer **out, pl_eagle *e, const pl_eagle_train_options *o, pl_error *err);
 void pl_eagle_trainer_free(pl_eagle_trainer *t);
+size_t pl_eagle_trainer_plan(
+    const pl_arch *a, int n_vocab, const pl_eagle_train_options *o, int n_threads);
 /* Forward and backward over the windows (TTT with the exact attention: causal keys of step 0 and
  * the diagonal of later steps), one AdamW update.  should_stop (may be NULL) is asked between ops:
  * then PL_E_STOPPED and no update.  Errors: PL_E_NUMERIC (NaN in features or loss: nothing is

@@ -184,6 +184,29 @@ static size_t lay_out(pl_eagle_trainer *t, pl_arena *arena)
     return n;
 }
 
+static void set_sizes(pl_eagle_trainer *t, pl_eagle *e, const pl_eagle_train_options *o, int n_threads)
+{
+    t->e = e;
+    t->o = *o;
+    t->n_threads = n_threads;
+    t->window = pl_pad32(o->window);
+    const int whole = EAGLE_MICRO_ROWS / t->window;
+    t->rows_max = t->window * max_int(1, whole < o->max_windows ? whole : o->max_windows);
+    /* An odd number of cache lines: columns of a power of two would share few cache sets. */
+    t->ldt = (size_t)(t->rows_max / 32 | 1) * 32;
+}
+
+size_t pl_eagle_trainer_plan(
+    const pl_arch *a, int n_vocab, const pl_eagle_train_options *o, int n_threads)
+{
+    pl_eagle e;
+    pl_eagle_trainer t = {0};
+
+    (void)eagle_sketch(&e, a, n_vocab);
+    set_sizes(&t, &e, o, n_threads);
+    return lay_out(&t, NULL);
+}
+
 pl_status pl_eagle_trainer_new(
     pl_eagle_trainer **out, pl_eagle *e, const pl_eagle_train_options *o, pl_error *err)
 {
@@ -194,14 +217,7 @@ pl_status pl_eagle_trainer_new(
     pl_eagle_trainer *t = calloc(1, sizeof *t);
     if (!t)
         return pl_fail(err, PL_E_NOMEM, "drafter training: no memory");
-    t->e = e;
-    t->o = *o;
-    t->n_threads = pl_team_size(e->team);
-    t->window = pl_pad32(o->window);
-    const int whole = EAGLE_MICRO_ROWS / t->window;
-    t->rows_max = t->window * max_int(1, whole < o->max_windows ? whole : o->max_windows);
-    /* An odd number of cache lines: columns of a power of two would share few cache sets. */
-    t->ldt = (size_t)(t->rows_max / 32 | 1) * 32;
+    set_sizes(t, e, o, pl_team_size(e->team));
     st = pl_arena_init(&t->arena, lay_out(t, NULL), "drafter training", err);
     if (st != PL_OK) {
         pl_eagle_trainer_free(t);

@@ -1,0 +1,314 @@
+/* trainer/spot_gate.c - is the drafter in training better than the one that serves?
+ *
+ * Exact replays (drafter/replay.h) on held-out windows, a few windows at a time: each piece that is
+ * done stays done when the device is taken away in the next one.
+ *
+ *     due --(enough held out)--> candidate copied --(pieces of serving, parent, candidate)-->
+ * verdict
+ *
+ *   better than the serving one by more than one standard error, paired    published
+ *   the serving one's parent is better than it by two                     the parent's weights
+ *                                                                          under a new number
+ * With none in service the candidate is held against a token a round: no drafting. */
+#include "core/file.h"
+#include "trainer/spot_internal.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const pl_replay_options gate_replay = {.steps = 6, .topk = 4, .verify = 16};
+
+/* Standard errors. */
+#define BETTER   1.0
+#define ROLLBACK 2.0
+
+/* Training between two gates is at least so many times what a gate takes. */
+#define GATE_PAUSE 2.0
+
+/* Training between two looks for windows, when there were too few. */
+enum { LOOK_AGAIN_US = 1000000 };
+
+static uint64_t trained_us(const pl_spot *s)
+{
+    spot_record r;
+    return spot_valid(&s->file, &r) >= 0 ? r.trained_us : 0;
+}
+
+int spot_gate_is_due(const pl_spot *s)
+{
+    spot_record r;
+
+    if (s->gate.is_on)
+        return 1;
+    if (s->publish.job.is_running || spot_valid(&s->file, &r) < 0 || r.step == 0)
+        return 0;
+    const uint64_t gated = atomic_load(&spot_claim_of(&s->file)->gated_us);
+    const double pause = s->o.gate_s > 0 ? GATE_PAUSE * s->gate.cost_s : 0;
+    const double after = pause > s->o.gate_s ? pause : s->o.gate_s;
+    return (double)r.trained_us >= (double)gated + after * 1e6 &&
+           r.trained_us >= s->gate.check_us && r.step != s->gate.step;
+}
+
+void spot_gate_drop(pl_spot *s)
+{
+    spot_gate *g = &s->gate;
+
+    pl_eagle_free(g->candidate.e);
+    pl_eagle_free(g->parent.e);
+    g->candidate.e = g->parent.e = NULL;
+    g->candidate.n_done = g->parent.n_done = 0;
+    g->has_parent = 0;
+    g->is_on = 0;
+}
+
+void spot_gate_done(pl_spot *s)
+{
+    spot_gate *g = &s->gate;
+
+    spot_gate_drop(s);
+    spot_batch_done(&g->batch);
+    free(g->candidate.rounds);
+    free(g->serving.rounds);
+    free(g->parent.rounds);
+}
+
+/* ---- the windows ---- */
+
+static int64_t counted(const spot_batch *b, int i)
+{
+    int64_t n = 0;
+    for (int r = 0; r < b->train[i].n; r++)
+        n += b->train[i].is_target[r];
+    return n;
+}
+
+static int is_new_uid(const spot_batch *b, int i)
+{
+    for (int k = 0; k < i; k++)
+        if (b->uids[k] == b->uids[i])
+            return 0;
+    return 1;
+}
+
+/* Keep as many as a gate needs, whole samples.  Returns 0 when there are too few. */
+static int choose_windows(pl_spot *s)
+{
+    spot_batch *b = &s->gate.batch;
+    int64_t n_tokens = 0;
+    int n_samples = 0;
+
+    spot_pick(s, b, 1);
+    for (int i = 0; i < b->n; i++) {
+        const int is_new = is_new_uid(b, i);
+        if (is_new && n_tokens >= s->o.gate_tokens && n_samples >= s->o.gate_samples) {
+            b->n = i;
+            break;
+        }
+        n_samples += is_new;
+        n_tokens += counted(b, i);
+    }
+    return b->n > 0 && n_tokens >= s->o.gate_tokens && n_samples >= s->o.gate_samples;
+}
+
+static uint64_t key_of(const pl_spot *s)
+{
+    const spot_batch *b = &s->gate.batch;
+    uint64_t key = 0;
+
+    for (int i = 0; i < b->n; i++) {
+        const pl_feature_window *w = &b->windows[i];
+        const uint64_t mix[5] = {key, w->uid, w->policy_version,
+            (uint64_t)(uint32_t)w->position << 32 | (uint32_t)w->n,
+            pl_hash64(w->tokens, (size_t)w->n * sizeof *w->tokens)};
+        key = pl_hash64(mix, sizeof mix);
+    }
+    return key;
+}
+
+/* ---- begin ---- */
+
+/* The average when there is one: it is what would serve. */
+static pl_status copy_candidate(pl_spot *s, pl_error *err)
+{
+    const pl_eagle_shape shape = pl_eagle_get_shape(s->e);
+    spot_record r;
+    const int half = spot_valid(&s->file, &r);
+
+    if (half < 0 || r.seq != s->seq)
+        return pl_fail(err, PL_E_TIMEOUT, "drafter gate: the state moved on");
+    const pl_eagle_state state = spot_half(&s->file, half, r.step);
+    const pl_status st = pl_eagle_from(&s->gate.candidate.e, s->target, &shape,
+        pl_eagle_vocab(s->e), state.average ? state.average : state.weights, err);
+    if (st != PL_OK)
+        return st;
+    pl_eagle_pack(s->gate.candidate.e);
+    s->gate.step = r.step;
+    return PL_OK;
+}
+
+static int64_t rounds_served(const pl_spot *s, uint32_t version)
+{
+    for (int i = 0; i < s->n_served; i++)
+        if (s->served[i].version == version)
+            return s->served[i].n_rounds;
+    return 0;
+}
+
+static void load_parent(pl_spot *s)
+{
+    pl_error err = {0};
+
+    if (!s->serving || s->serving_parent == 0 || s->serving_is_rollback ||
+        rounds_served(s, s->serving_version) == 0)
+        return;
+    const pl_status st = spot_version_load(s, s->serving_parent, &s->gate.parent.e, &err);
+    if (st != PL_OK)
+        pl_log_debug(s->log, "drafter gate: no parent to compare with: %s", err.msg);
+    s->gate.has_parent = st == PL_OK;
+}
+
+static pl_status begin(pl_spot *s, pl_error *err)
+{
+    spot_gate *g = &s->gate;
+    pl_status st = spot_sync(s, err);
+
+    if (st == PL_OK)
+        st = spot_versions_open(s, err); /* another lead may have published */
+    if (st != PL_OK)
+        return st;
+    if (spot_stopped(s))
+        return spot_stop(err);
+    if (!choose_windows(s)) {
+        g->check_us = trained_us(s) + LOOK_AGAIN_US;
+        return pl_fail(err, PL_E_TIMEOUT, "drafter gate: too little is held out yet");
+    }
+    const uint64_t key = key_of(s);
+    if (key != g->key || !g->has_serving)
+        g->serving.n_done = 0; /* else what it reached on these windows is known */
+    g->key = key;
+    g->newest = s->newest;
+    g->serving.e = s->serving;
+    g->has_serving = s->serving != NULL;
+    if (spot_stopped(s))
+        return spot_stop(err);
+    st = copy_candidate(s, err);
+    if (st != PL_OK)
+        return st;
+    g->is_on = 1;
+    g->cost_s = 0;
+    if (spot_stopped(s)) /* the parent may be looked at another time */
+        return spot_stop(err);
+    load_parent(s);
+    return PL_OK;
+}
+
+/* ---- the verdict ---- */
+
+/* A token a round. */
+static void without_drafting(pl_spot *s)
+{
+    spot_gate *g = &s->gate;
+
+    for (int i = 0; i < g->batch.n; i++) {
+        const int64_t n = g->candidate.rounds[i].n_tokens;
+        g->serving.rounds[i] = (pl_replay_window){.n_tokens = n, .n_rounds = n};
+    }
+}
+
+static pl_status publish(pl_spot *s, int is_rollback, double se, pl_error *err)
+{
+    spot_gate *g = &s->gate;
+    const int n = g->batch.n;
+    spot_side *side = is_rollback ? &g->parent : &g->candidate;
+    const pl_spot_published what = {.parent = s->serving_version,
+        .tau = pl_replay_tau(side->rounds, n),
+        .tau_parent = pl_replay_tau(g->serving.rounds, n),
+        .se = se,
+        .step = g->step,
+        .is_rollback = is_rollback};
+    pl_eagle *e = side->e;
+
+    side->e = NULL;
+    return spot_publish_begin(s, e, &what, err);
+}
+
+static pl_status decide(pl_spot *s, pl_error *err)
+{
+    spot_gate *g = &s->gate;
+    const int n = g->batch.n;
+    double gain, se, back = 0, back_se = 0;
+
+    if (!g->has_serving)
+        without_drafting(s);
+    pl_replay_compare(g->candidate.rounds, g->serving.rounds, g->batch.uids, n, &gain, &se);
+    if (g->has_parent)
+        pl_replay_compare(g->parent.rounds, g->serving.rounds, g->batch.uids, n, &back, &back_se);
+    const int is_better = isfinite(se) && gain > BETTER * se && gain > 0;
+    const int was_better =
+        g->has_parent && isfinite(back_se) && back > ROLLBACK * back_se && back > 0;
+    s->stats.n_gates++;
+    atomic_store(&spot_claim_of(&s->file)->gated_us, trained_us(s));
+    pl_log_info(s->log,
+        "drafter gate step=%" PRId64 " windows=%d tau=%.3f serving=%.3f gain=%.3f se=%.3f %s",
+        g->step, n, pl_replay_tau(g->candidate.rounds, n), pl_replay_tau(g->serving.rounds, n),
+        gain, se, is_better ? "better" : "not better");
+    pl_status st = PL_OK;
+    if (was_better && (!is_better || back > gain)) {
+        pl_log_warn(s->log, "drafter version %u is taken back: %u replays better by %.3f (se %.3f)",
+            (unsigned)s->serving_version, (unsigned)s->serving_parent, back, back_se);
+        st = publish(s, 1, back_se, err);
+    } else if (is_better)
+        st = publish(s, 0, se, err);
+    g->has_serving = s->serving != NULL;
+    spot_gate_drop(s);
+    return st;
+}
+
+/* ---- pieces ---- */
+
+static pl_status replay_piece(pl_spot *s, spot_side *side, pl_error *err)
+{
+    spot_gate *g = &s->gate;
+    const int left = g->batch.n - side->n_done, n = left < SPOT_PIECE ? left : SPOT_PIECE;
+    const pl_status st = pl_replay(s->target, side->e, g->batch.windows + side->n_done, n,
+        &gate_replay, s->should_stop, s->stop_ctx, side->rounds + side->n_done, err);
+
+    if (st == PL_OK)
+        side->n_done += n;
+    return st;
+}
+
+static pl_status work(pl_spot *s, pl_error *err)
+{
+    spot_gate *g = &s->gate;
+    const int n = g->batch.n;
+
+    if (g->has_serving && g->serving.n_done < n)
+        return replay_piece(s, &g->serving, err);
+    if (g->has_parent && g->parent.n_done < n)
+        return replay_piece(s, &g->parent, err);
+    if (g->candidate.n_done < n)
+        return replay_piece(s, &g->candidate, err);
+    return decide(s, err);
+}
+
+pl_status spot_gate_work(pl_spot *s, pl_error *err)
+{
+    const double t0 = spot_now();
+    pl_status st = PL_OK;
+
+    if (s->gate.is_on && (s->gate.newest != s->newest || s->gate.serving.e != s->serving))
+        spot_gate_drop(s); /* the text is another's now, or another serves */
+    if (!s->gate.is_on)
+        st = begin(s, err);
+    if (st == PL_OK)
+        st = work(s, err);
+    if (st != PL_OK && st != PL_E_STOPPED)
+        spot_gate_drop(s);
+    s->stats.gate_s += spot_now() - t0;
+    if (st != PL_E_TIMEOUT)
+        s->gate.cost_s += spot_now() - t0;
+    return st;
+}

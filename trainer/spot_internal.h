@@ -1,0 +1,307 @@
+/* trainer/spot_internal.h - what the files of the spot trainer share.
+ *
+ * RUN/drafter/state, one mapped file:
+ *
+ *     head (fixed) | claim | record 0 | record 1 | half 0 | half 1
+ *     half: vocabulary [n_vocab], weights, first and second moments, average [n_elements]
+ *
+ * A record names what its half holds: sequence number, session, step.  The half with the highest
+ * sequence number is valid.  A step goes from the valid half into the other: its record is voided,
+ * the half is filled, the record is written, which is the flip.  So whoever is killed anywhere, and
+ * whoever is told to stop in the middle, leaves the half before as it was; readers copy, and look
+ * whether the record still stands.  (After a power cut nothing is promised: that is what published
+ * versions and checkpoints are for.)
+ *
+ * The claim is the session that owns the state, with a mark of its lead.  A lead writes under an
+ * flock of the file, and only as long as the claim is its own; a later session's lead claims first
+ * and locks then, so a lead that was late finds the claim changed before it can flip, or flips
+ * before the other begins, who then finds another sequence number and reloads. */
+#ifndef PL_TRAINER_SPOT_INTERNAL_H
+#define PL_TRAINER_SPOT_INTERNAL_H
+
+#include "trainer/spot.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+enum {
+    SPOT_LAYOUT = 1,
+    SPOT_PAGE = 4096,
+    SPOT_CLAIM = 1024, /* offsets in the first page */
+    SPOT_RECORD = 2048,
+    SPOT_RECORD_STRIDE = 1024,
+    SPOT_PATH = 4096,
+    SPOT_NAME = 128,
+    SPOT_BUFFERS = 64,
+    SPOT_JOINERS = 64,
+    SPOT_SAID = 64,
+    SPOT_PIECE = 4, /* windows that a gate replays at a time */
+    SPOT_BAD_MAX = 3
+};
+
+typedef struct spot_head {
+    char magic[8]; /* "PLSPOT01" */
+    uint32_t layout, has_average;
+    uint64_t target, n_elements, file_bytes;
+    int32_t n_ff, n_heads, n_kv_heads, n_vocab;
+    uint32_t variant; /* bit 0: no_fc_norm, bit 1: raw_output */
+    uint32_t crc;     /* CRC-32C of all before */
+} spot_head;
+_Static_assert(sizeof(spot_head) == 64, "no padding");
+
+/* What a half holds, as 64-bit words of the file. */
+typedef struct spot_record {
+    uint64_t seq; /* 0: nothing */
+    uint64_t session;
+    int64_t step;
+    uint64_t trained_us; /* of all sessions: the time that the gate goes by */
+    uint64_t vocab_id;   /* counts vocabularies */
+    uint64_t crc;        /* CRC-32C of all before */
+} spot_record;
+enum { SPOT_RECORD_WORDS = 6 };
+_Static_assert(sizeof(spot_record) == 8 * SPOT_RECORD_WORDS, "no padding");
+
+/* In the claim's place. */
+typedef struct spot_claim {
+    _Atomic uint64_t owner;    /* session << 16 | mark of the lead's name */
+    _Atomic uint64_t gated_us; /* trained_us at the last gate */
+} spot_claim;
+
+typedef struct spot_file {
+    int fd; /* -1: there is none yet */
+    unsigned char *base;
+    size_t size;
+    spot_head head;
+} spot_file;
+
+/* One window batch: storage of the caller and the views of it. */
+typedef struct spot_batch {
+    unsigned char *storage;
+    pl_feature_window *windows;
+    pl_eagle_window *train;
+    uint8_t *is_target;
+    float *lse;
+    uint32_t *uids;
+    int room, n;
+} spot_batch;
+
+typedef struct spot_buffer {
+    char *path;
+    uint64_t dev, ino;
+    pl_windows *view;
+    int is_used; /* of this session */
+} spot_buffer;
+
+/* The gradient file of a joiner, mapped. */
+typedef struct spot_joiner {
+    char name[SPOT_NAME];
+    uint64_t dev, ino;
+    unsigned char *base;
+    size_t size;
+    int has_missed;
+} spot_joiner;
+
+/* A job off the training path. */
+typedef struct spot_job {
+    pthread_t thread;
+    int is_running;        /* a thread must be joined */
+    _Atomic int is_done;   /* it has nothing left to do */
+    _Atomic int is_pinned; /* 1 + the half that it still reads; 0: none */
+    pl_status status;
+    pl_error err;
+} spot_job;
+
+typedef struct spot_publish {
+    spot_job job;
+    pl_eagle *e; /* *owned* until it serves */
+    pl_spot_published what;
+    char note[2048]; /* gate.json */
+    char temp[SPOT_PATH];
+} spot_publish;
+
+typedef struct spot_checkpoint {
+    spot_job job;
+    char path[SPOT_PATH];
+    const struct pl_spot *s;
+    spot_record record;
+    int half;
+} spot_checkpoint;
+
+/* Replays of one drafter over the gate's windows. */
+typedef struct spot_side {
+    pl_eagle *e; /* *borrowed*, but the candidate's and the parent's */
+    uint32_t version;
+    pl_replay_window *rounds; /* [room] */
+    int n_done;
+} spot_side;
+
+typedef struct spot_gate {
+    int is_on;
+    spot_batch batch;
+    uint64_t key; /* of the windows */
+    uint32_t newest;
+    spot_side candidate, serving, parent;
+    int has_serving, has_parent;
+    int64_t step;
+    uint64_t vocab_id;
+    uint64_t check_us; /* trained_us at which enough windows are looked for again */
+    double cost_s;     /* of the gate that goes on; of the last one, when none does */
+} spot_gate;
+
+typedef struct spot_served {
+    uint32_t version;
+    int64_t n_tokens, n_rounds;
+} spot_served;
+enum { SPOT_SERVED = 16 };
+
+struct pl_spot {
+    const pl_model *target;
+    const pl_log *log;
+    pl_spot_options o; /* strings are copies */
+    char dir[SPOT_PATH], name[SPOT_NAME], init[SPOT_PATH], state_path[SPOT_PATH];
+    uint16_t mark;
+
+    spot_file file;
+    pl_eagle *e; /* the weights of the half with s->seq */
+    pl_eagle_trainer *t;
+    uint64_t seq, vocab_id;
+    float *grads;
+    size_t n_grads; /* elements */
+
+    uint64_t session;
+    int is_in, is_lead, is_over, n_bad;
+    uint32_t newest, looked_at; /* policy version; the one whose coverage was looked at */
+    int has_looked, is_look_due;
+    spot_buffer buffers[SPOT_BUFFERS];
+    int n_buffers;
+    pl_windows *views[SPOT_BUFFERS];
+    int n_views;
+    uint64_t said[SPOT_SAID];
+    int n_said;
+    spot_batch batch;
+    uint64_t n_picks;
+
+    spot_joiner joiners[SPOT_JOINERS]; /* in order of names */
+    int n_joiners;
+    spot_joiner own;  /* as a joiner */
+    uint64_t own_seq; /* of the weights that its gradients were made from last */
+
+    spot_gate gate;
+    pl_eagle *serving; /* version of it: serving_version; NULL: none */
+    uint32_t serving_version, serving_parent;
+    int serving_is_rollback;
+    spot_publish publish;
+    spot_checkpoint checkpoint;
+    spot_served served[SPOT_SERVED];
+    int n_served;
+
+    pl_spot_stats stats;
+    double waiting_since;          /* 0: not waiting */
+    int (*should_stop)(void *ctx); /* of the call */
+    void *stop_ctx;
+};
+
+double spot_now(void); /* seconds, monotonic */
+int spot_stopped(const pl_spot *s);
+pl_status spot_stop(pl_error *err); /* PL_E_STOPPED with words */
+void spot_sleep(double seconds);
+
+/* ---- spot_state.c: the file ---- */
+
+/* Map dir/state.  Errors: PL_E_NOENT, PL_E_SHAPE (another target), PL_E_FORMAT, PL_E_IO. */
+pl_status spot_file_open(pl_spot *s, pl_error *err);
+void spot_file_close(spot_file *f);
+/* Make it from a state (m NULL: moments zero, average the weights), unless another process was
+ * faster; opens it. */
+pl_status spot_file_make(pl_spot *s, const pl_eagle *e, const pl_eagle_state *from, pl_error *err);
+/* The valid record and its half (0, 1); -1: both are torn. */
+int spot_valid(const spot_file *f, spot_record *out);
+int32_t *spot_vocab(const spot_file *f, int half);
+pl_eagle_state spot_half(const spot_file *f, int half, int64_t step);
+size_t spot_half_bytes(const spot_head *h);
+void spot_head_fill(spot_head *h, const pl_spot *s, const pl_eagle_shape *shape, size_t n_elements);
+pl_eagle_shape spot_head_shape(const spot_head *h);
+/* Errors: PL_E_SHAPE, PL_E_FORMAT. */
+pl_status spot_head_check(
+    const spot_head *h, const pl_spot *s, uint64_t file_bytes, const char *path, pl_error *err);
+spot_claim *spot_claim_of(const spot_file *f);
+/* Own the state, from a lower session.  Errors: PL_E_PEER. */
+pl_status spot_claim_take(pl_spot *s, pl_error *err);
+/* Is the session still the state's?  Errors: PL_E_PEER. */
+pl_status spot_claim_check(const pl_spot *s, pl_error *err);
+/* Have s->e and s->t be what the valid half holds.  Errors: PL_E_FORMAT, PL_E_NOMEM. */
+pl_status spot_sync(pl_spot *s, pl_error *err);
+
+/* Fill the other half by pieces, then flip.  fill is called with ascending ranges of elements; it
+ * may be NULL with all done in `vocab`. */
+typedef struct spot_change {
+    int from, to; /* halves */
+    spot_record old, next;
+    pl_eagle_state src, dst;
+} spot_change;
+/* Errors: PL_E_PEER, PL_E_TIMEOUT (another holds the lock, or a later step is there). */
+pl_status spot_change_begin(pl_spot *s, spot_change *c, pl_error *err);
+void spot_change_flip(pl_spot *s, spot_change *c);
+void spot_change_end(pl_spot *s); /* gives the lock back, flipped or not */
+
+/* ---- spot_train.c ---- */
+
+pl_status spot_batch_init(spot_batch *b, const pl_spot *s, int room, pl_error *err);
+void spot_batch_done(spot_batch *b);
+/* Choose windows; b->n may be 0. */
+void spot_pick(pl_spot *s, spot_batch *b, int is_held_out);
+pl_status spot_step_lead(pl_spot *s, pl_error *err);
+pl_status spot_step_joiner(pl_spot *s, pl_error *err);
+
+/* ---- spot_joiners.c ---- */
+
+/* The lead looks for files, and forgets those of other sessions. */
+void spot_joiners_scan(pl_spot *s);
+/* Average in the gradients that are there within wait_s; *n_tokens grows.  Errors: PL_E_STOPPED. */
+pl_status spot_joiners_add(
+    pl_spot *s, uint64_t seq, double wait_s, int64_t *n_tokens, pl_error *err);
+void spot_joiners_done(pl_spot *s);
+/* A joiner's own file.  Errors: PL_E_IO. */
+pl_status spot_own_open(pl_spot *s, pl_error *err);
+float *spot_own_begin(pl_spot *s); /* the gradients are being written from now on */
+void spot_own_commit(pl_spot *s, uint64_t seq, int64_t n_tokens);
+void spot_own_leave(pl_spot *s);
+void spot_own_done(pl_spot *s);
+
+/* ---- spot_vocab.c ---- */
+
+/* The first state: a new drafter, a drafter's directory or a checkpoint.  Errors: PL_E_TIMEOUT
+ * (nothing to count yet), and those of loading. */
+pl_status spot_start(pl_spot *s, pl_error *err);
+/* Another vocabulary, when it covers too little of the newest windows.  Errors: as spot_change. */
+pl_status spot_refresh(pl_spot *s, pl_error *err);
+/* The same number of ids, ascending. */
+pl_status spot_vocab_change(pl_spot *s, const int32_t *ids, pl_error *err);
+
+/* ---- spot_versions.c ---- */
+
+/* The newest version on disk, loaded; none: nothing. */
+pl_status spot_versions_open(pl_spot *s, pl_error *err);
+pl_status spot_version_load(pl_spot *s, uint32_t version, pl_eagle **out, pl_error *err);
+/* Begin to write e (*taken*) as the next version; the figures of *what are set. */
+pl_status spot_publish_begin(pl_spot *s, pl_eagle *e, const pl_spot_published *what, pl_error *err);
+/* 1 when one became durable: *out is set and it serves.  Errors: PL_E_IO. */
+pl_status spot_publish_poll(pl_spot *s, int wait, pl_spot_published *out, pl_error *err);
+
+/* ---- spot_gate.c ---- */
+
+int spot_gate_is_due(const pl_spot *s);
+/* Begin, or go on with, a gate: one piece.  PL_E_TIMEOUT: there is too little held out. */
+pl_status spot_gate_work(pl_spot *s, pl_error *err);
+void spot_gate_drop(pl_spot *s);
+void spot_gate_done(pl_spot *s);
+
+/* ---- spot_checkpoint.c ---- */
+
+pl_status spot_job_start(spot_job *j, void *(*run)(void *), void *arg, pl_error *err);
+void spot_job_finish(spot_job *j, pl_status status, const pl_error *err);
+pl_status spot_job_join(spot_job *j, pl_error *err); /* waits */
+/* A state file from a checkpoint. */
+pl_status spot_checkpoint_load(pl_spot *s, const char *path, pl_error *err);
+
+#endif

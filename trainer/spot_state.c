@@ -1,0 +1,439 @@
+/* trainer/spot_state.c - the state file of the spot trainer: made, mapped, claimed, flipped. */
+#define _GNU_SOURCE
+#include "core/file.h"
+#include "core/hash.h"
+#include "trainer/spot_internal.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static const char state_magic[8] = "PLSPOT01";
+
+enum { SYNC_TRIES = 8 };
+
+/* ---- layout ---- */
+
+static size_t round_up(size_t n, size_t to)
+{
+    return (n + to - 1) / to * to;
+}
+
+static size_t array_bytes(const spot_head *h)
+{
+    return round_up((size_t)h->n_elements * sizeof(float), SPOT_PAGE);
+}
+
+static size_t vocab_bytes(const spot_head *h)
+{
+    return round_up((size_t)h->n_vocab * sizeof(int32_t), SPOT_PAGE);
+}
+
+size_t spot_half_bytes(const spot_head *h)
+{
+    return vocab_bytes(h) + (h->has_average ? 4 : 3) * array_bytes(h);
+}
+
+static unsigned char *half_of(const spot_file *f, int half)
+{
+    return f->base + SPOT_PAGE + (size_t)half * spot_half_bytes(&f->head);
+}
+
+int32_t *spot_vocab(const spot_file *f, int half)
+{
+    return (int32_t *)(void *)half_of(f, half);
+}
+
+pl_eagle_state spot_half(const spot_file *f, int half, int64_t step)
+{
+    unsigned char *p = half_of(f, half) + vocab_bytes(&f->head);
+    const size_t n = array_bytes(&f->head);
+
+    return (pl_eagle_state){.weights = (float *)(void *)p,
+        .m = (float *)(void *)(p + n),
+        .v = (float *)(void *)(p + 2 * n),
+        .average = f->head.has_average ? (float *)(void *)(p + 3 * n) : NULL,
+        .step = step};
+}
+
+static _Atomic uint64_t *record_of(const spot_file *f, int half)
+{
+    return (_Atomic uint64_t *)(void *)(f->base + SPOT_RECORD + half * SPOT_RECORD_STRIDE);
+}
+
+spot_claim *spot_claim_of(const spot_file *f)
+{
+    return (spot_claim *)(void *)(f->base + SPOT_CLAIM);
+}
+
+static uint64_t record_crc(const spot_record *r)
+{
+    return pl_crc32c(0, r, offsetof(spot_record, crc));
+}
+
+static void write_record(const spot_file *f, int half, spot_record r)
+{
+    _Atomic uint64_t *w = record_of(f, half);
+    uint64_t words[SPOT_RECORD_WORDS];
+
+    r.crc = record_crc(&r);
+    memcpy(words, &r, sizeof words);
+    for (int i = 0; i < SPOT_RECORD_WORDS; i++)
+        atomic_store_explicit(&w[i], words[i], memory_order_release);
+}
+
+/* What stands there is void from now on. */
+static void void_record(const spot_file *f, int half)
+{
+    atomic_store_explicit(record_of(f, half), 0, memory_order_seq_cst);
+    atomic_thread_fence(memory_order_seq_cst);
+}
+
+static int read_record(const spot_file *f, int half, spot_record *r)
+{
+    const _Atomic uint64_t *w = record_of(f, half);
+    uint64_t words[SPOT_RECORD_WORDS];
+
+    for (int i = 0; i < SPOT_RECORD_WORDS; i++)
+        words[i] = atomic_load_explicit(&w[i], memory_order_acquire);
+    memcpy(r, words, sizeof words);
+    return r->seq != 0 && r->crc == record_crc(r);
+}
+
+int spot_valid(const spot_file *f, spot_record *out)
+{
+    spot_record r[2];
+    int is[2];
+
+    for (int i = 0; i < 2; i++)
+        is[i] = read_record(f, i, &r[i]);
+    if (!is[0] && !is[1])
+        return -1;
+    const int half = is[0] && is[1] ? r[1].seq > r[0].seq : is[1];
+    *out = r[half];
+    return half;
+}
+
+void spot_head_fill(spot_head *h, const pl_spot *s, const pl_eagle_shape *shape, size_t n_elements)
+{
+    *h = (spot_head){.layout = SPOT_LAYOUT,
+        .has_average = s->o.train.ema > 0,
+        .target = s->o.windows.target,
+        .n_elements = n_elements,
+        .n_ff = shape->n_ff,
+        .n_heads = shape->n_heads,
+        .n_kv_heads = shape->n_kv_heads,
+        .n_vocab = shape->n_vocab,
+        .variant = (shape->no_fc_norm ? 1u : 0) | (shape->raw_output ? 2u : 0)};
+    memcpy(h->magic, state_magic, sizeof h->magic);
+    h->file_bytes = SPOT_PAGE + 2 * spot_half_bytes(h);
+    h->crc = pl_crc32c(0, h, offsetof(spot_head, crc));
+}
+
+pl_eagle_shape spot_head_shape(const spot_head *h)
+{
+    return (pl_eagle_shape){.n_ff = h->n_ff,
+        .n_heads = h->n_heads,
+        .n_kv_heads = h->n_kv_heads,
+        .n_vocab = h->n_vocab,
+        .no_fc_norm = (h->variant & 1) != 0,
+        .raw_output = (h->variant & 2) != 0};
+}
+
+pl_status spot_head_check(
+    const spot_head *h, const pl_spot *s, uint64_t file_bytes, const char *path, pl_error *err)
+{
+    if (memcmp(h->magic, state_magic, sizeof h->magic) != 0 || h->layout != SPOT_LAYOUT ||
+        h->crc != pl_crc32c(0, h, offsetof(spot_head, crc)))
+        return pl_fail(err, PL_E_FORMAT,
+            "'%s' is no state of a drafter's training that this build writes; move it away", path);
+    if (h->target != s->o.windows.target)
+        return pl_fail(err, PL_E_SHAPE,
+            "'%s' is the training of a drafter of another target (%016" PRIx64
+            ", this one is %016" PRIx64 "); move it away or use its own model",
+            path, h->target, s->o.windows.target);
+    if (h->has_average != (uint32_t)(s->o.train.ema > 0))
+        return pl_fail(err, PL_E_SHAPE,
+            "'%s' was trained %s an average of the weights (ema); set ema as it was", path,
+            h->has_average ? "with" : "without");
+    if (h->n_vocab < 1 || h->n_vocab > pl_model_arch(s->target)->n_vocab || h->n_elements < 1 ||
+        h->n_elements > (uint64_t)1 << 40 || file_bytes != h->file_bytes)
+        return pl_fail(err, PL_E_FORMAT,
+            "'%s' has %" PRIu64 " bytes, not the %" PRIu64
+            " that it names: it is torn; move it away",
+            path, file_bytes, h->file_bytes);
+    return PL_OK;
+}
+
+/* ---- open and make ---- */
+
+void spot_file_close(spot_file *f)
+{
+    if (f->base)
+        (void)munmap(f->base, f->size);
+    if (f->fd >= 0)
+        (void)close(f->fd);
+    *f = (spot_file){.fd = -1};
+}
+
+static pl_status map_file(spot_file *f, const char *path, pl_error *err)
+{
+    void *p = mmap(NULL, f->size, PROT_READ | PROT_WRITE, MAP_SHARED, f->fd, 0);
+
+    if (p == MAP_FAILED)
+        return pl_fail(err, PL_E_IO, "map '%s': %s", path, strerror(errno));
+    f->base = p;
+    return PL_OK;
+}
+
+pl_status spot_file_open(pl_spot *s, pl_error *err)
+{
+    const char *path = s->state_path;
+    spot_file f = {.fd = open(path, O_RDWR | O_CLOEXEC)};
+    spot_record r;
+    struct stat info;
+
+    if (f.fd < 0)
+        return pl_fail(
+            err, errno == ENOENT ? PL_E_NOENT : PL_E_IO, "open '%s': %s", path, strerror(errno));
+    pl_status st = PL_OK;
+    if (fstat(f.fd, &info) != 0)
+        st = pl_fail(err, PL_E_IO, "'%s': %s", path, strerror(errno));
+    else if (pread(f.fd, &f.head, sizeof f.head, 0) != (ssize_t)sizeof f.head)
+        st = pl_fail(err, PL_E_FORMAT, "'%s' is too short for a state; move it away", path);
+    if (st == PL_OK)
+        st = spot_head_check(&f.head, s, (uint64_t)info.st_size, path, err);
+    if (st == PL_OK && f.head.file_bytes != SPOT_PAGE + 2 * spot_half_bytes(&f.head))
+        st = pl_fail(err, PL_E_FORMAT, "'%s' names sizes that do not fit; move it away", path);
+    f.size = (size_t)f.head.file_bytes;
+    if (st == PL_OK)
+        st = map_file(&f, path, err);
+    if (st == PL_OK && spot_valid(&f, &r) < 0)
+        st = pl_fail(err, PL_E_FORMAT, "'%s': both halves are torn; move it away", path);
+    if (st != PL_OK) {
+        spot_file_close(&f);
+        return st;
+    }
+    spot_file_close(&s->file);
+    s->file = f;
+    return PL_OK;
+}
+
+static void copy_or(float *to, const float *from, const float *otherwise, size_t n)
+{
+    if (!to)
+        return;
+    if (from || otherwise)
+        memcpy(to, from ? from : otherwise, n * sizeof(float));
+    else
+        memset(to, 0, n * sizeof(float));
+}
+
+static void fill_first(spot_file *f, const pl_eagle *e, const pl_eagle_state *from)
+{
+    const pl_eagle_state to = spot_half(f, 0, from->step);
+    const size_t n = (size_t)f->head.n_elements;
+    const spot_record r = {.seq = 1, .step = from->step, .vocab_id = 1};
+
+    memcpy(f->base, &f->head, sizeof f->head);
+    memcpy(spot_vocab(f, 0), pl_eagle_vocab(e), (size_t)f->head.n_vocab * sizeof(int32_t));
+    if (from->weights)
+        memcpy(to.weights, from->weights, n * sizeof(float));
+    else
+        pl_eagle_get_weights(e, to.weights);
+    copy_or(to.m, from->m, NULL, n);
+    copy_or(to.v, from->v, NULL, n);
+    copy_or(to.average, from->average, to.weights, n);
+    write_record(f, 0, r);
+}
+
+pl_status spot_file_make(pl_spot *s, const pl_eagle *e, const pl_eagle_state *from, pl_error *err)
+{
+    const pl_eagle_shape shape = pl_eagle_get_shape(e);
+    char temp[SPOT_PATH + 64];
+    spot_file f = {.fd = -1};
+    pl_status st = PL_OK;
+
+    spot_head_fill(&f.head, s, &shape, pl_eagle_n_elements(e));
+    f.size = (size_t)f.head.file_bytes;
+    snprintf(temp, sizeof temp, "%s.tmp.%ld.%04x", s->state_path, (long)getpid(), s->mark);
+    f.fd = open(temp, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    if (f.fd < 0)
+        return pl_fail(err, PL_E_IO, "create '%s': %s", temp, strerror(errno));
+    /* All of it now: a full disk is an error here, and no signal in the middle of a step. */
+    const int code = posix_fallocate(f.fd, 0, (off_t)f.size);
+    if (code != 0)
+        st = pl_fail(err, PL_E_IO,
+            "the drafter's training needs %zu bytes at '%s': %s; free space there", f.size, temp,
+            strerror(code));
+    if (st == PL_OK)
+        st = map_file(&f, temp, err);
+    if (st == PL_OK) {
+        fill_first(&f, e, from);
+        if (link(temp, s->state_path) != 0 && errno != EEXIST)
+            st = pl_fail(err, PL_E_IO, "make '%s': %s", s->state_path, strerror(errno));
+    }
+    (void)unlink(temp);
+    spot_file_close(&f);
+    return st == PL_OK ? spot_file_open(s, err) : st;
+}
+
+/* ---- the claim ---- */
+
+static uint64_t own_word(const pl_spot *s)
+{
+    return s->session << 16 | s->mark;
+}
+
+pl_status spot_claim_take(pl_spot *s, pl_error *err)
+{
+    spot_claim *c = spot_claim_of(&s->file);
+    uint64_t now = atomic_load(&c->owner);
+
+    for (;;) {
+        if (now == own_word(s))
+            return PL_OK;
+        if (now >> 16 > s->session)
+            return pl_fail(err, PL_E_PEER,
+                "drafter training: session %" PRIu64 " owns '%s'; session %" PRIu64 " is over",
+                now >> 16, s->state_path, s->session);
+        if (now >> 16 == s->session && (now & 0xffff) != 0)
+            return pl_fail(err, PL_E_PEER,
+                "drafter training: session %" PRIu64 " has another lead already", s->session);
+        if (atomic_compare_exchange_weak(&c->owner, &now, own_word(s)))
+            return PL_OK;
+    }
+}
+
+pl_status spot_claim_check(const pl_spot *s, pl_error *err)
+{
+    const uint64_t now = atomic_load(&spot_claim_of(&s->file)->owner);
+
+    if (now >> 16 > s->session || (s->is_lead && now != own_word(s)))
+        return pl_fail(err, PL_E_PEER,
+            "drafter training: session %" PRIu64 " owns the state now; session %" PRIu64 " is over",
+            now >> 16, s->session);
+    return PL_OK;
+}
+
+/* ---- reading ---- */
+
+static pl_status make_drafter(pl_spot *s, const spot_record *r, int half, pl_error *err)
+{
+    const spot_head *h = &s->file.head;
+    const pl_eagle_shape shape = spot_head_shape(h);
+    const pl_eagle_state state = spot_half(&s->file, half, r->step);
+    pl_eagle_train_options o = s->o.train;
+    pl_eagle_trainer *t = NULL;
+    pl_eagle *e = NULL;
+
+    o.ema = 0; /* the average is the file's */
+    pl_status st = pl_eagle_from(&e, s->target, &shape, spot_vocab(&s->file, half), NULL, err);
+    if (st == PL_OK && pl_eagle_n_elements(e) != h->n_elements)
+        st = pl_fail(err, PL_E_SHAPE, "'%s' has %" PRIu64 " parameters, its drafter %zu",
+            s->state_path, h->n_elements, pl_eagle_n_elements(e));
+    if (st == PL_OK) {
+        pl_eagle_set_weights(e, state.weights);
+        st = pl_eagle_trainer_new(&t, e, &o, err);
+    }
+    if (st == PL_OK && s->n_grads != h->n_elements) {
+        free(s->grads);
+        s->n_grads = 0;
+        s->grads = aligned_alloc(64, round_up((size_t)h->n_elements * sizeof(float), 64));
+        if (!s->grads)
+            st = pl_fail(err, PL_E_NOMEM, "no memory for the gradients of a drafter");
+        else
+            s->n_grads = (size_t)h->n_elements;
+    }
+    if (st != PL_OK) {
+        pl_eagle_trainer_free(t);
+        pl_eagle_free(e);
+        return st;
+    }
+    pl_eagle_trainer_free(s->t);
+    pl_eagle_free(s->e);
+    s->e = e;
+    s->t = t;
+    s->vocab_id = r->vocab_id;
+    return PL_OK;
+}
+
+pl_status spot_sync(pl_spot *s, pl_error *err)
+{
+    spot_record r, again;
+
+    for (int i = 0; i < SYNC_TRIES; i++) {
+        const int half = spot_valid(&s->file, &r);
+        if (half < 0)
+            return pl_fail(
+                err, PL_E_FORMAT, "'%s': both halves are torn; move it away", s->state_path);
+        if (s->e && r.seq == s->seq)
+            return PL_OK;
+        pl_status st = PL_OK;
+        if (s->e && r.vocab_id == s->vocab_id)
+            pl_eagle_set_weights(s->e, spot_half(&s->file, half, r.step).weights);
+        else
+            st = make_drafter(s, &r, half, err);
+        s->seq = 0;
+        if (!read_record(&s->file, half, &again) || again.seq != r.seq)
+            continue; /* it was overwritten while it was copied */
+        if (st != PL_OK)
+            return st;
+        s->seq = r.seq;
+        return PL_OK;
+    }
+    return pl_fail(err, PL_E_TIMEOUT, "drafter training: the state changes faster than it is read");
+}
+
+/* ---- writing ---- */
+
+pl_status spot_change_begin(pl_spot *s, spot_change *c, pl_error *err)
+{
+    if (flock(s->file.fd, LOCK_EX | LOCK_NB) != 0)
+        return pl_fail(
+            err, PL_E_TIMEOUT, "drafter training: another process is writing '%s'", s->state_path);
+    const pl_status st = spot_claim_check(s, err);
+    c->from = spot_valid(&s->file, &c->old);
+    if (st != PL_OK || c->from < 0 || c->old.seq != s->seq) {
+        (void)flock(s->file.fd, LOCK_UN);
+        return st != PL_OK ? st
+                           : pl_fail(err, PL_E_TIMEOUT,
+                                 "drafter training: the lead before finished a step; reading it");
+    }
+    c->to = 1 - c->from;
+    while (atomic_load(&s->checkpoint.job.is_pinned) == 1 + c->to) {
+        if (spot_stopped(s)) {
+            (void)flock(s->file.fd, LOCK_UN);
+            return spot_stop(err);
+        }
+        spot_sleep(0.0005);
+    }
+    c->next = c->old;
+    c->next.seq = c->old.seq + 1;
+    c->next.session = s->session;
+    c->src = spot_half(&s->file, c->from, c->old.step);
+    c->dst = spot_half(&s->file, c->to, c->old.step);
+    void_record(&s->file, c->to);
+    if (s->file.head.n_vocab > 0)
+        memcpy(spot_vocab(&s->file, c->to), spot_vocab(&s->file, c->from),
+            (size_t)s->file.head.n_vocab * sizeof(int32_t));
+    return PL_OK;
+}
+
+void spot_change_flip(pl_spot *s, spot_change *c)
+{
+    c->next.step = c->dst.step;
+    write_record(&s->file, c->to, c->next);
+}
+
+void spot_change_end(pl_spot *s)
+{
+    (void)flock(s->file.fd, LOCK_UN);
+}

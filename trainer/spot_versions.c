@@ -1,0 +1,252 @@
+/* trainer/spot_versions.c - published drafters: dir/versions/N, whole or absent, and gate.json in
+ * each, which says why.  They are written by a thread: fsync takes as long as it likes, and a
+ * device must be given back at once. */
+#include "core/file.h"
+#include "core/json.h"
+#include "model/json_file.h"
+#include "trainer/spot_internal.h"
+
+#include <dirent.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { NOTE_BYTES = 1 << 16, VERSION_DIGITS = 9 };
+
+static pl_status version_dir(const pl_spot *s, uint32_t version, char out[SPOT_PATH], pl_error *err)
+{
+    if (snprintf(out, SPOT_PATH, "%s/versions/%u", s->dir, (unsigned)version) >= SPOT_PATH)
+        return pl_fail(err, PL_E_IO, "'%s': the name is too long", s->dir);
+    return PL_OK;
+}
+
+/* N of a directory's name, 0: it is none. */
+static uint32_t version_of(const char *name)
+{
+    const size_t n = strlen(name);
+
+    if (n < 1 || n > VERSION_DIGITS || strspn(name, "0123456789") != n || name[0] == '0')
+        return 0;
+    return (uint32_t)strtoul(name, NULL, 10);
+}
+
+/* The highest version below limit on disk, 0: none; *n of all. */
+static uint32_t newest_below(const pl_spot *s, uint32_t limit, uint32_t *lowest, int *n)
+{
+    char path[SPOT_PATH + 16];
+    uint32_t best = 0;
+
+    *lowest = 0;
+    *n = 0;
+    snprintf(path, sizeof path, "%s/versions", s->dir);
+    DIR *d = opendir(path);
+    if (!d)
+        return 0;
+    for (const struct dirent *e = readdir(d); e; e = readdir(d)) {
+        const uint32_t v = version_of(e->d_name);
+        if (v == 0)
+            continue;
+        ++*n;
+        if (v < limit && v > best)
+            best = v;
+        if (*lowest == 0 || v < *lowest)
+            *lowest = v;
+    }
+    (void)closedir(d);
+    return best;
+}
+
+/* ---- reading ---- */
+
+pl_status spot_version_load(pl_spot *s, uint32_t version, pl_eagle **out, pl_error *err)
+{
+    char path[SPOT_PATH];
+    pl_status st = version_dir(s, version, path, err);
+
+    if (st == PL_OK)
+        st = pl_eagle_load(out, s->target, path, err);
+    if (st == PL_OK)
+        pl_eagle_pack(*out);
+    return st;
+}
+
+static void read_note(pl_spot *s, uint32_t version)
+{
+    char path[SPOT_PATH];
+    json_t *root = NULL;
+
+    s->serving_parent = 0;
+    s->serving_is_rollback = 0;
+    if (version_dir(s, version, path, NULL) != PL_OK ||
+        json_file_read(&root, path, "gate.json", NOTE_BYTES, NULL) != PL_OK)
+        return;
+    const json_t *parent = json_object_get(root, "parent");
+    if (json_is_integer(parent) && json_integer_value(parent) > 0 &&
+        json_integer_value(parent) < (json_int_t)version)
+        s->serving_parent = (uint32_t)json_integer_value(parent);
+    s->serving_is_rollback = json_is_true(json_object_get(root, "is_rollback"));
+    json_decref(root);
+}
+
+pl_status spot_versions_open(pl_spot *s, pl_error *err)
+{
+    uint32_t lowest, version = UINT32_MAX;
+    pl_error cause = {0};
+    int n;
+
+    for (;;) {
+        version = newest_below(s, version, &lowest, &n);
+        if (version == 0 || version == s->serving_version)
+            return PL_OK;
+        pl_eagle *e = NULL;
+        const pl_status st = spot_version_load(s, version, &e, &cause);
+        if (st == PL_OK) {
+            pl_eagle_free(s->serving);
+            s->serving = e;
+            s->serving_version = version;
+            s->gate.has_serving = 0;
+            read_note(s, version);
+            return PL_OK;
+        }
+        if (st == PL_E_SHAPE || st == PL_E_NOMEM)
+            return pl_fail(err, st, "%s", cause.msg);
+        pl_log_warn(s->log, "drafter version %u is passed over: %s", (unsigned)version, cause.msg);
+    }
+}
+
+/* ---- publishing ---- */
+
+static void add_number(pl_json *j, const char *key, double v)
+{
+    pl_json_text(j, key);
+    pl_json_double(j, v);
+}
+
+static pl_status describe(const pl_spot *s, spot_publish *p, pl_error *err)
+{
+    const pl_spot_published *w = &p->what;
+    pl_json j = {0};
+
+    add_number(&j, "{\"version\": ", w->version);
+    add_number(&j, ", \"parent\": ", w->parent);
+    add_number(&j, ", \"tau\": ", w->tau);
+    add_number(&j, ", \"tau_parent\": ", w->tau_parent);
+    add_number(&j, ", \"se\": ", w->se);
+    pl_json_text(&j, ", \"step\": ");
+    pl_json_int(&j, w->step);
+    pl_json_text(&j, ", \"policy_version\": ");
+    pl_json_int(&j, s->newest);
+    pl_json_text(&j, ", \"session\": ");
+    pl_json_int(&j, (int64_t)s->session);
+    pl_json_text(&j, w->is_rollback ? ", \"is_rollback\": true}\n" : ", \"is_rollback\": false}\n");
+    pl_status st = pl_json_check(&j, "gate.json", err);
+    if (st == PL_OK && j.n >= sizeof p->note)
+        st = pl_fail(err, PL_E_IO, "gate.json: %zu bytes are too long", j.n);
+    if (st == PL_OK)
+        memcpy(p->note, j.data, j.n + 1);
+    pl_json_done(&j);
+    return st;
+}
+
+static void *run_publish(void *arg)
+{
+    spot_publish *p = arg;
+    char path[SPOT_PATH + 16];
+    pl_error err = {0};
+    pl_status st = pl_dir_remove(p->temp, &err);
+
+    if (st == PL_OK)
+        st = pl_eagle_save(p->e, p->temp, &err);
+    if (st == PL_OK) {
+        snprintf(path, sizeof path, "%s/gate.json", p->temp);
+        st = pl_file_write(path, p->note, strlen(p->note), &err);
+    }
+    if (st == PL_OK)
+        st = pl_dir_commit(p->temp, p->what.dir, &err);
+    if (st != PL_OK)
+        (void)pl_dir_remove(p->temp, NULL);
+    spot_job_finish(&p->job, st, &err);
+    return NULL;
+}
+
+pl_status spot_publish_begin(pl_spot *s, pl_eagle *e, const pl_spot_published *what, pl_error *err)
+{
+    spot_publish *p = &s->publish;
+    uint32_t lowest;
+    int n;
+
+    p->e = e;
+    p->what = *what;
+    p->what.version = newest_below(s, UINT32_MAX, &lowest, &n) + 1;
+    if (p->what.version <= s->serving_version) /* someone removed it */
+        p->what.version = s->serving_version + 1;
+    pl_status st = version_dir(s, p->what.version, p->what.dir, err);
+    if (st == PL_OK && snprintf(p->temp, sizeof p->temp, "%s/versions/.%u.%s.tmp", s->dir,
+                           (unsigned)p->what.version, s->name) >= SPOT_PATH)
+        st = pl_fail(err, PL_E_IO, "'%s': the name is too long", s->dir);
+    if (st == PL_OK)
+        st = describe(s, p, err);
+    if (st == PL_OK)
+        st = spot_job_start(&p->job, run_publish, p, err);
+    if (st != PL_OK) {
+        pl_eagle_free(p->e);
+        p->e = NULL;
+    }
+    return st;
+}
+
+/* Those that are too old, but never the parent of the one that serves. */
+static void prune(const pl_spot *s)
+{
+    char path[SPOT_PATH];
+    uint32_t lowest, limit = UINT32_MAX;
+    pl_error err = {0};
+    int n, n_kept = 0;
+
+    for (;;) {
+        limit = newest_below(s, limit, &lowest, &n);
+        if (limit == 0)
+            return;
+        if (n_kept++ < s->o.max_versions || limit == s->serving_parent ||
+            limit == s->serving_version)
+            continue;
+        pl_status st = version_dir(s, limit, path, &err);
+        if (st == PL_OK)
+            st = pl_dir_remove(path, &err);
+        if (st != PL_OK)
+            pl_log_warn(s->log, "old drafter not removed, continuing: %s", err.msg);
+    }
+}
+
+pl_status spot_publish_poll(pl_spot *s, int wait, pl_spot_published *out, pl_error *err)
+{
+    spot_publish *p = &s->publish;
+
+    if (!p->job.is_running || (!wait && !atomic_load(&p->job.is_done)))
+        return PL_OK;
+    const pl_status st = spot_job_join(&p->job, err);
+    if (st != PL_OK) {
+        pl_eagle_free(p->e);
+        p->e = NULL;
+        pl_log_warn(s->log, "drafter version %u was not published, continuing: %s",
+            (unsigned)p->what.version, p->job.err.msg);
+        return pl_wrap(err, st, "drafter version %u was not published", (unsigned)p->what.version);
+    }
+    pl_eagle_free(s->serving);
+    s->serving = p->e;
+    p->e = NULL;
+    s->serving_version = p->what.version;
+    s->serving_parent = p->what.parent;
+    s->serving_is_rollback = p->what.is_rollback;
+    s->gate.has_serving = 0;
+    s->gate.serving.n_done = 0;
+    s->stats.n_published++;
+    s->stats.n_rollbacks += p->what.is_rollback;
+    *out = p->what;
+    pl_log_info(s->log,
+        "drafter version=%u parent=%u published%s step=%lld tau=%.3f before=%.3f se=%.3f",
+        (unsigned)out->version, (unsigned)out->parent, out->is_rollback ? " as a rollback" : "",
+        (long long)out->step, out->tau, out->tau_parent, out->se);
+    prune(s);
+    return PL_OK;
+}

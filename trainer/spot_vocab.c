@@ -1,0 +1,241 @@
+/* trainer/spot_vocab.c - the draft vocabulary of a new drafter, counted from responses, and another
+ * one when the policy has moved away from it; how a state begins. */
+#include "core/file.h"
+#include "trainer/spot_internal.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+enum {
+    DEFAULT_VOCAB = 8192,
+    COUNT_MAX = 2048,    /* tokens that are counted before a vocabulary is made, at most */
+    COUNT_PICKS = 4,     /* of the gate's room of windows */
+    REFRESH_COUNT = 1000 /* tokens of the newest policy version that a refresh goes by */
+};
+
+/* Below this share of the newest response tokens the vocabulary is made anew. */
+#define COVERAGE_MIN 0.85
+
+typedef struct ranked {
+    int64_t n;
+    int32_t id;
+} ranked;
+
+static int by_count(const void *a, const void *b)
+{
+    const ranked *x = a, *y = b;
+    return x->n != y->n ? (x->n < y->n) - (x->n > y->n) : (x->id > y->id) - (x->id < y->id);
+}
+
+static int ascending(const void *a, const void *b)
+{
+    const int32_t x = *(const int32_t *)a, y = *(const int32_t *)b;
+    return (x > y) - (x < y);
+}
+
+/* The n most frequent ids, ascending; of those that are equally frequent, old ones (may be NULL)
+ * first, then lower ones.  *returns owned*, NULL: no memory. */
+static int32_t *choose_ids(const int64_t *counts, const uint8_t *is_old, int n_target, int n)
+{
+    ranked *list = malloc((size_t)n_target * sizeof *list);
+    int32_t *ids = malloc((size_t)n * sizeof *ids);
+
+    if (!list || !ids) {
+        free(list);
+        free(ids);
+        return NULL;
+    }
+    for (int i = 0; i < n_target; i++)
+        list[i] = (ranked){2 * counts[i] + (is_old && is_old[i]), i};
+    qsort(list, (size_t)n_target, sizeof *list, by_count);
+    for (int i = 0; i < n; i++)
+        ids[i] = list[i].id;
+    qsort(ids, (size_t)n, sizeof *ids, ascending);
+    free(list);
+    return ids;
+}
+
+/* Response tokens of the windows that are there, of at least a policy version. */
+static int64_t count_tokens(pl_spot *s, int64_t *counts, uint32_t min_version)
+{
+    const int n_target = pl_model_arch(s->target)->n_vocab;
+    spot_batch *b = &s->gate.batch;
+    int64_t total = 0;
+
+    for (int pick = 0; pick < COUNT_PICKS; pick++) {
+        spot_pick(s, b, 0);
+        for (int i = 0; i < b->n; i++) {
+            const pl_feature_window *w = &b->windows[i];
+            if (w->policy_version < min_version)
+                continue;
+            for (int r = 0; r < w->n; r++)
+                if (w->position + r >= w->n_prompt && w->tokens[r] >= 0 &&
+                    w->tokens[r] < n_target) {
+                    counts[w->tokens[r]]++;
+                    total++;
+                }
+        }
+        if (b->n < b->room || spot_stopped(s))
+            break;
+    }
+    return total;
+}
+
+/* ---- the first state ---- */
+
+static pl_status new_drafter(pl_spot *s, int n_vocab, const int64_t *counts, pl_error *err)
+{
+    const int n_target = pl_model_arch(s->target)->n_vocab;
+    const pl_eagle_state none = {0};
+    int32_t *ids = choose_ids(counts, NULL, n_target, n_vocab);
+    pl_eagle *e = NULL;
+
+    if (!ids)
+        return pl_fail(err, PL_E_NOMEM, "no memory for a draft vocabulary of %d", n_vocab);
+    const pl_eagle_options o = {.n_vocab = n_vocab, .vocab = ids, .seed = s->o.seed};
+    pl_status st = pl_eagle_new(&e, s->target, &o, err);
+    if (st == PL_OK)
+        st = spot_file_make(s, e, &none, err);
+    pl_eagle_free(e);
+    free(ids);
+    return st;
+}
+
+static pl_status start_random(pl_spot *s, pl_error *err)
+{
+    const int n_target = pl_model_arch(s->target)->n_vocab;
+    int n = s->o.n_vocab > 0 ? s->o.n_vocab : DEFAULT_VOCAB;
+    int64_t *counts = calloc((size_t)n_target, sizeof *counts);
+
+    if (!counts)
+        return pl_fail(err, PL_E_NOMEM, "no memory to count %d tokens", n_target);
+    n = n < n_target ? n : n_target;
+    const int64_t want = n == n_target ? 1 : 2 * n < COUNT_MAX ? 2 * n : COUNT_MAX;
+    const int64_t total = count_tokens(s, counts, 0);
+    pl_status st;
+
+    if (spot_stopped(s))
+        st = spot_stop(err);
+    else if (total < want)
+        st = pl_fail(err, PL_E_TIMEOUT,
+            "drafter training: nothing to train on yet (%" PRId64 " of %" PRId64
+            " tokens for a vocabulary)",
+            total, want);
+    else
+        st = new_drafter(s, n, counts, err);
+    free(counts);
+    if (st == PL_OK)
+        pl_log_info(
+            s->log, "drafter begins from random weights vocabulary=%d counted=%" PRId64, n, total);
+    return st;
+}
+
+static pl_status start_from(pl_spot *s, pl_error *err)
+{
+    const pl_eagle_state none = {0};
+    struct stat info;
+    pl_eagle *e = NULL;
+
+    if (stat(s->init, &info) == 0 && S_ISREG(info.st_mode))
+        return spot_checkpoint_load(s, s->init, err);
+    pl_status st = pl_eagle_load(&e, s->target, s->init, err);
+    if (st == PL_OK)
+        st = spot_file_make(s, e, &none, err);
+    pl_eagle_free(e);
+    if (st == PL_OK)
+        pl_log_info(s->log, "drafter training begins from '%s'", s->init);
+    return st;
+}
+
+pl_status spot_start(pl_spot *s, pl_error *err)
+{
+    pl_status st = spot_file_open(s, err);
+
+    if (st != PL_E_NOENT)
+        return st;
+    if (s->init[0] == '\0')
+        return pl_fail(err, PL_E_CONFIG,
+            "there is no drafter: '%s' is not there, and drafter.init says neither 'random' nor "
+            "where one is",
+            s->state_path);
+    if (!s->is_lead)
+        return pl_fail(err, PL_E_TIMEOUT, "drafter training: the lead has not begun yet");
+    return strcmp(s->init, "random") == 0 ? start_random(s, err) : start_from(s, err);
+}
+
+/* ---- another vocabulary ---- */
+
+pl_status spot_vocab_change(pl_spot *s, const int32_t *ids, pl_error *err)
+{
+    pl_eagle_shape shape = pl_eagle_get_shape(s->e);
+    pl_eagle *fresh = NULL;
+    spot_change c;
+    pl_status st = pl_eagle_from(&fresh, s->target, &shape, ids, NULL, err);
+
+    if (st == PL_OK)
+        st = spot_change_begin(s, &c, err);
+    if (st != PL_OK) {
+        pl_eagle_free(fresh);
+        return st;
+    }
+    pl_eagle_remap(s->e, fresh, &c.src, &c.dst);
+    memcpy(spot_vocab(&s->file, c.to), ids, (size_t)shape.n_vocab * sizeof *ids);
+    c.next.vocab_id = c.old.vocab_id + 1;
+    st = spot_claim_check(s, err);
+    if (st == PL_OK)
+        spot_change_flip(s, &c);
+    spot_change_end(s);
+    pl_eagle_free(fresh);
+    return st == PL_OK ? spot_sync(s, err) : st;
+}
+
+static pl_status refresh(pl_spot *s, int64_t *counts, uint8_t *is_old, pl_error *err)
+{
+    const int n_target = pl_model_arch(s->target)->n_vocab, n = pl_eagle_n_vocab(s->e);
+    const int64_t total = count_tokens(s, counts, s->newest);
+    int64_t known = 0;
+
+    if (total < REFRESH_COUNT || spot_stopped(s))
+        return PL_OK;
+    s->looked_at = s->newest;
+    s->has_looked = 1;
+    for (int i = 0; i < n; i++) {
+        is_old[pl_eagle_vocab(s->e)[i]] = 1;
+        known += counts[pl_eagle_vocab(s->e)[i]];
+    }
+    if ((double)known >= COVERAGE_MIN * (double)total)
+        return PL_OK;
+    int32_t *ids = choose_ids(counts, is_old, n_target, n);
+    if (!ids)
+        return pl_fail(err, PL_E_NOMEM, "no memory for a draft vocabulary of %d", n);
+    int n_new = 0;
+    for (int i = 0; i < n; i++)
+        n_new += !is_old[ids[i]];
+    const pl_status st = spot_vocab_change(s, ids, err);
+    free(ids);
+    if (st == PL_OK)
+        pl_log_info(s->log,
+            "draft vocabulary made anew: it covered %.3f of %" PRId64 " tokens, %d of %d changed",
+            (double)known / (double)total, total, n_new, n);
+    return st;
+}
+
+pl_status spot_refresh(pl_spot *s, pl_error *err)
+{
+    const int n_target = pl_model_arch(s->target)->n_vocab;
+
+    s->is_look_due = 0;
+    if ((s->has_looked && s->looked_at == s->newest) || pl_eagle_n_vocab(s->e) == n_target ||
+        s->gate.is_on)
+        return PL_OK;
+    int64_t *counts = calloc((size_t)n_target, sizeof *counts);
+    uint8_t *is_old = calloc((size_t)n_target, 1);
+    const pl_status st = counts && is_old
+                             ? refresh(s, counts, is_old, err)
+                             : pl_fail(err, PL_E_NOMEM, "no memory to count %d tokens", n_target);
+    free(counts);
+    free(is_old);
+    return st;
+}
