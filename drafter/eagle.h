@@ -45,7 +45,7 @@ int pl_eagle_n_vocab(const pl_eagle *e);
 const int32_t *pl_eagle_vocab(const pl_eagle *e); /* [n_vocab] target ids */
 /* Bytes that a drafter of the target's shape takes, and its training; n_vocab 0: the default. */
 size_t pl_eagle_plan(const pl_arch *a, int n_vocab);
-size_t pl_eagle_bytes(const pl_eagle *e);         /* of parameters, fp32 */
+size_t pl_eagle_bytes(const pl_eagle *e); /* of parameters, fp32 */
 
 /* ---- training ---- */
 

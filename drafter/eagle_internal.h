@@ -68,7 +68,8 @@ typedef struct eagle_shape {
 /* Weights zero, vocab (NULL: all) copied.  Errors: PL_E_NOMEM, PL_E_INVAL. */
 pl_status eagle_alloc(pl_eagle **out, const pl_model *target, const eagle_shape *shape,
     const int32_t *vocab, int n_vocab, pl_error *err);
-/* Sizes alone, of a drafter of the target's shape; n_vocab 0: as pl_eagle_new has it.  Returns bytes. */
+/* Sizes alone, of a drafter of the target's shape; n_vocab 0: as pl_eagle_new has it.  Returns
+ * bytes. */
 size_t eagle_sketch(pl_eagle *e, const pl_arch *a, int n_vocab);
 /* Weights were written: all matrices must be packed anew. */
 void eagle_touch(pl_eagle *e);

@@ -184,7 +184,8 @@ static size_t lay_out(pl_eagle_trainer *t, pl_arena *arena)
     return n;
 }
 
-static void set_sizes(pl_eagle_trainer *t, pl_eagle *e, const pl_eagle_train_options *o, int n_threads)
+static void set_sizes(
+    pl_eagle_trainer *t, pl_eagle *e, const pl_eagle_train_options *o, int n_threads)
 {
     t->e = e;
     t->o = *o;

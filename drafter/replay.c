@@ -3,7 +3,8 @@
  * A round is what the engine does: the features of all positions before the pending token are
  * known, a tree is drafted, and the recorded tokens walk down it.  Where a window ends before the
  * response does, the round that runs into its end is left out: what the tree had beyond it is
- * unknown. */
+ * unknown.  Where the response ends, so does the round, whether the tree had its last token or not.
+ */
 #include "drafter/replay.h"
 
 #include "drafter/learned.h"
@@ -21,6 +22,7 @@ enum {
 typedef struct lane {
     int place, window; /* window: -1: none */
     int pending;       /* index of the pending token in the window */
+    int depth;         /* levels that the round may draft */
     pl_draw draw;
     pl_draft draft;
     float expected[PL_DRAFT_MAX];
@@ -45,8 +47,20 @@ static void feed(replay *r, const lane *x, int from, int to)
         w->features + (size_t)from * r->stride, r->stride, to - from);
 }
 
+/* Is there a round at the pending token?  Then a token is known to come after it, and there is room
+ * for a draft. */
+static int has_round(const replay *r, lane *x, const pl_feature_window *w)
+{
+    const int n_drawn = w->position + x->pending + 1 - w->n_prompt;
+
+    x->depth = r->o->steps;
+    if (w->max_tokens > 0 && x->depth > w->max_tokens - n_drawn - 1)
+        x->depth = w->max_tokens - n_drawn - 1;
+    return x->pending + 1 < w->n + (w->is_last != 0) && x->depth > 0;
+}
+
 /* Give a lane the next window that has a round: a pending token of the response with a feature
- * before it and a drawn token after it. */
+ * before it. */
 static void begin_window(replay *r, lane *x)
 {
     x->window = -1;
@@ -55,7 +69,7 @@ static void begin_window(replay *r, lane *x)
         const pl_feature_window *w = &r->w[i];
         const int first = w->n_prompt - w->position;
         x->pending = first < 1 ? 1 : first;
-        if (x->pending > w->n - 2)
+        if (!has_round(r, x, w))
             continue;
         x->window = i;
         x->place = pl_learned_open(r->l);
@@ -80,7 +94,7 @@ static pl_learned_ask ask_for(replay *r, lane *x)
     return (pl_learned_ask){.place = x->place,
         .draw = &x->draw,
         .max_rows = r->o->verify,
-        .max_depth = r->o->steps,
+        .max_depth = x->depth,
         .draft = &x->draft,
         .expected = x->expected};
 }
@@ -99,22 +113,23 @@ static void settle(replay *r, lane *x)
             break;
         n++;
     }
-    const int is_cut = n == left;
+    const int is_cut = n == left, from = x->pending;
     if (!is_cut || w->is_last) {
         out->n_rounds++;
-        out->n_tokens += is_cut ? left : n + 1;
-        for (int d = 0; d < r->o->steps && d <= n && d < left; d++) {
+        out->n_tokens += n + 1;
+        out->n_plain += x->draft.n == 1;
+        for (int d = 0; d < x->depth && d <= n && d < left; d++) {
             out->reached[d]++;
             out->hit[d] += d < n;
         }
     }
-    if (is_cut || x->pending + n + 1 > w->n - 2) {
+    x->pending += n + 1;
+    if (is_cut || !has_round(r, x, w)) {
         pl_learned_close(r->l, x->place);
         begin_window(r, x);
         return;
     }
-    feed(r, x, x->pending, x->pending + n + 1);
-    x->pending += n + 1;
+    feed(r, x, from, x->pending);
 }
 
 static pl_status run(replay *r, int (*should_stop)(void *ctx), void *ctx, pl_error *err)

@@ -13,13 +13,19 @@ typedef struct pl_replay_options {
 } pl_replay_options;
 
 typedef struct pl_replay_window {
-    int64_t n_tokens, n_rounds;   /* emitted by rounds that drafted, and those rounds */
+    int64_t n_tokens, n_rounds;   /* emitted by rounds that could draft, and those rounds */
+    int64_t n_plain;              /* of those, rounds of one token: nothing was drafted; an engine
+                                     does not count them as drafted steps */
     int64_t reached[16], hit[16]; /* by depth from 1: rounds that got there; of those, accepted */
 } pl_replay_window;
 
 /* Replay e over n windows, each from its first position on; only response tokens count, and of a
- * window in which the response does not end, only rounds that do not run into its end.  The drafter
- * looks back 256 positions.  *out [n].
+ * window in which the response does not end, only rounds that do not run into its end.  A response
+ * ends with one token more than its last window holds, whose features nobody computed: it counts
+ * with the round that drew it, but not in reached and hit.  As in the engine no tree reaches beyond
+ * max_tokens, and a round that only one token is left for is none.  The drafter looks back 256
+ * positions, but not beyond its window: a live run's rounds are these exactly if the window holds
+ * all that the live drafter looked back at.  *out [n].
  * should_stop (may be NULL) is asked every round: PL_E_STOPPED.  *borrows* the target.
  * Errors: PL_E_SHAPE, PL_E_NOMEM, PL_E_INVAL. */
 pl_status pl_replay(const pl_model *target, const pl_eagle *e, const pl_feature_window *w, int n,

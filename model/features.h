@@ -36,7 +36,8 @@ typedef struct pl_feature_window {
     uint32_t purpose;
     float temperature, top_p, min_p;
     int top_k;
-    int n_prompt; /* tokens of the sample's prompt */
+    int n_prompt;   /* tokens of the sample's prompt */
+    int max_tokens; /* of its response; 0: not known */
     int position; /* of row 0 in the sample, the prompt counted */
     int n;        /* rows */
     int is_last;  /* the response ends in this window */

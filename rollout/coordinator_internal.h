@@ -106,7 +106,7 @@ typedef struct sample {
     int may_run;    /* it may have been leased before this coordinator knew of it */
     member *holder; /* LEASED only */
     int64_t leased_ns, sent_lease_ns;
-    int64_t held_ns; /* its holder says since then that it has finished it; 0: it does not */
+    int64_t held_ns;    /* its holder says since then that it has finished it; 0: it does not */
     int is_listed;      /* the last STATUS of holder says that it runs */
     int64_t handing_ns; /* holder was asked to hand it over; 0: not */
     int64_t sent_hand_ns;

@@ -1,8 +1,9 @@
 /* rollout/drafters.c - versions of the drafter, and what each worker says of its drafting.
  *
  * A version is made by the lead of a session, recorded, and then said to every worker until its
- * STATUS shows it, and to the trainer, which serves it to other machines.  Versions rise; what is not newer than the newest is answered with that one.
- * Nothing here can change a text, so nothing here can end a run: its record is not critical. */
+ * STATUS shows it, and to the trainer, which serves it to other machines.  Versions rise; what is
+ * not newer than the newest is answered with that one. Nothing here can change a text, so nothing
+ * here can end a run: its record is not critical. */
 #include "rollout/coordinator_internal.h"
 
 #include <math.h>

@@ -135,6 +135,7 @@ static void hand_over(pl_engine *e, sequence *s, int is_last)
         .min_p = s->r.min_p,
         .top_k = s->r.top_k,
         .n_prompt = s->r.n_prompt,
+        .max_tokens = s->r.max_tokens,
         .position = r->position,
         .n = r->n,
         .is_last = is_last,

@@ -139,4 +139,17 @@ static inline void naive_logits(
     }
 }
 
+/* Of logits, relative to how much they differ among themselves. */
+static inline double distance(const double *want, const float *got, int n)
+{
+    double diff = 0, size = 0, mean = 0;
+    for (int i = 0; i < n; i++)
+        mean += want[i] / n;
+    for (int i = 0; i < n; i++) {
+        diff += (want[i] - (double)got[i]) * (want[i] - (double)got[i]);
+        size += (want[i] - mean) * (want[i] - mean);
+    }
+    return sqrt(diff / size);
+}
+
 #endif

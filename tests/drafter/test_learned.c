@@ -9,45 +9,6 @@
 #include "tests/drafter/naive.h"
 #include "tests/drafter/trees.h"
 
-static double distance(const double *want, const float *got, int n)
-{
-    double diff = 0, size = 0, mean = 0;
-    for (int i = 0; i < n; i++)
-        mean += want[i] / n;
-    for (int i = 0; i < n; i++) {
-        diff += (want[i] - (double)got[i]) * (want[i] - (double)got[i]);
-        size += (want[i] - mean) * (want[i] - mean);
-    }
-    return sqrt(diff / size);
-}
-
-static double best_score(
-    const tree *t, const pl_eagle *e, const double *z, int depth, int32_t id, double *of_id)
-{
-    double best = -1e30;
-    for (int i = 0; i < e->dims.v; i++) {
-        const double s = z[i] / (double)t->draw.temperature +
-                         pl_noise_gumbel(t->draw.key, t->draw.uid,
-                             t->draw.position + (uint32_t)depth, 0, (uint32_t)e->vocab[i]);
-        best = s > best ? s : best;
-        if (e->vocab[i] == id)
-            *of_id = s;
-    }
-    return best;
-}
-
-/* A drafter of form 0 .. 3: plain EAGLE-3 in none, one or both of the parts that differ, and with
- * an eps that counts. */
-static pl_eagle *drafter_of_form(const bed *b, int form, uint64_t seed)
-{
-    pl_eagle *e = bed_drafter(b, 3, seed);
-
-    e->has_fc_norm = !(form & 1);
-    e->norm_output = !(form & 2);
-    e->eps = form ? 0.3f : e->eps;
-    return e;
-}
-
 /* Chains of a window against the naive drafter. */
 static void expect_naive_chains(int form, int window, int p)
 {
@@ -109,8 +70,9 @@ Test(learned, a_window_forgets_what_is_behind_it)
 }
 
 /* What recurs in the tree is what recurs in the chain: each path of a tree scores like a chain. */
-Test(learned, the_rows_of_a_tree_see_their_own_path_alone)
+static void expect_naive_paths(int form)
 {
+    enum { DEPTH = 5 };
     static naive n;
     static text x;
     pl_learned_options o = plain;
@@ -121,30 +83,37 @@ Test(learned, the_rows_of_a_tree_see_their_own_path_alone)
 
     bed_init(&b, 2);
     text_init(&x, 4);
-    pl_eagle *e = bed_drafter(&b, 3, 2);
+    pl_eagle *e = drafter_of_form(&b, form, 2);
     n = (naive){.b = &b, .e = e};
     o.max_rows = PL_DRAFT_MAX;
-    o.max_depth = 4;
+    o.max_depth = DEPTH;
     pl_learned *l = learned(&b, &o, e);
     const int place = open_with(l, &x, 40);
     cr_assert_gt(propose(l, place, &t, &x, 1.5f), 20);
     expect_valid(&t, o.max_rows, o.max_depth);
     for (int r = 0; r < LEARNED_LEVEL_ROWS; r++) { /* the last level is still there */
         const learned_node *node = &l->trees[0].nodes[l->rows[r].node];
-        int32_t chain[4];
-        if (node->depth != 3)
+        int32_t chain[DEPTH];
+        if (node->depth != DEPTH - 1)
             break;
         n_seen++;
-        for (int k = 3, at = l->rows[r].node; k >= 0; k--, at = l->trees[0].nodes[at].parent)
+        for (int k = DEPTH - 1, at = l->rows[r].node; k >= 0;
+             k--, at = l->trees[0].nodes[at].parent)
             chain[k] = l->trees[0].nodes[at].token;
-        naive_logits(&n, &x, 0, 40, chain, 3, z);
+        naive_logits(&n, &x, 0, 40, chain, DEPTH - 1, z);
         const double far = distance(z, l->logits + (size_t)r * (size_t)e->dims.vp, e->dims.v);
-        cr_expect_lt(far, 2.5e-2, "row %d: logits off by %g", r, far);
+        cr_expect_lt(far, 2.5e-2, "form %d, row %d: logits off by %g", form, r, far);
     }
     cr_expect_gt(n_seen, 3, "%d rows of the last level", n_seen);
     pl_learned_free(l);
     pl_eagle_free(e);
     bed_done(&b);
+}
+
+Test(learned, the_rows_of_a_tree_see_their_own_path_alone)
+{
+    expect_naive_paths(0);
+    expect_naive_paths(3);
 }
 
 /* ---- the caches ---- */
@@ -607,6 +576,8 @@ Test(learned, what_does_not_fit_is_refused_in_words)
     l->max.v = e->dims.v - 1;
     cr_expect_eq(pl_learned_set(l, e, &err), PL_E_NOMEM);
     cr_expect(pl_learned_plan(&bed_arch, &plain, 2) > pl_learned_plan(&bed_arch, &plain, 1));
+    const learned_tree *first = &l->trees[0]; /* its keys stand behind its states */
+    cr_expect_geq(first->k - first->states, l->max_runs * BED_C, "room for raw states");
     pl_learned_free(l);
     pl_learned_free(NULL);
     pl_eagle_free(other);

@@ -113,7 +113,7 @@ static void write_one(writer *w, text *x, const pl_feature_window *f, int from, 
     x->tokens[from + n] = drawn.token;
 }
 
-/* Write n tokens in rounds; what they were goes to *live. */
+/* Write up to token n, the last of the response, in rounds; what they were goes to *live. */
 static void write_text(const bed *b, const pl_eagle *e, text *x, const pl_feature_window *f, int n,
     pl_replay_window *live)
 {
@@ -127,17 +127,17 @@ static void write_text(const bed *b, const pl_eagle *e, text *x, const pl_featur
     writer_init(&w, b);
     write_one(&w, x, f, 0, N_PROMPT);
     pl_learned_feed(l, place, 0, x->tokens, &x->features[0][0][0], STRIDE, N_PROMPT);
-    while (pending < n - 1) {
+    while (pending < n) {
         const int begin = pending;
         int row = 0, depth = 0;
         propose(l, place, f, &d, &fixed, pending);
         do {
             write_one(&w, x, f, pending, 1);
-            live->reached[depth] += depth < fixed.steps;
             row = pl_draft_child(&d, row, x->tokens[++pending]);
-            live->hit[depth++] += row >= 0;
+            live->reached[depth] += depth < fixed.steps && pending < n;
+            live->hit[depth++] += row >= 0 && pending < n;
             live->n_tokens++;
-        } while (row >= 0 && pending < n - 1);
+        } while (row >= 0 && pending < n);
         live->n_rounds++;
         pl_learned_feed(
             l, place, begin, x->tokens + begin, &x->features[begin][0][0], STRIDE, pending - begin);
@@ -173,7 +173,7 @@ Test(replay, a_text_written_with_a_drafter_gives_its_rounds_exactly)
         text_init(&x[i], 50 + i);
         w[i] = window_of(&x[i], n, (uint32_t)i, i == 4 ? 0.0f : 4.0f + (float)i);
         write_text(&b, e, &x[i], &w[i], n, &live[i]);
-        cr_expect_eq(live[i].n_tokens, n - 1 - N_PROMPT);
+        cr_expect_eq(live[i].n_tokens, n - N_PROMPT);
     }
     cr_expect(live[3].hit[0] > 10 && live[3].hit[0] < live[3].reached[0] && live[3].hit[1] > 0,
         "%d of %d: no test", (int)live[3].hit[0], (int)live[3].reached[0]);
@@ -219,7 +219,7 @@ Test(replay, a_drafters_own_chains_are_accepted_whole_and_cut_rounds_count_at_th
     bed_init(&b, 2);
     text_init(&x, 60);
     pl_eagle *e = bed_drafter(&b, 3, 4), *other = bed_drafter(&b, 3, 5);
-    pl_feature_window w = window_of(&x, N_PROMPT + 81, 8, 0.01f);
+    pl_feature_window w = window_of(&x, N_PROMPT + 80, 8, 0.01f);
     write_own_chains(&b, e, &x, &w, &o, 200);
     cr_assert_eq(pl_replay(b.m, e, &w, 1, &o, NULL, NULL, &out, &err), PL_OK, "%s", err.msg);
     cr_expect(out.n_rounds == 20 && out.n_tokens == 80, "%d tokens in %d rounds", (int)out.n_tokens,
@@ -228,12 +228,12 @@ Test(replay, a_drafters_own_chains_are_accepted_whole_and_cut_rounds_count_at_th
         cr_expect(out.reached[d] == 20 && out.hit[d] == 20);
     cr_expect(out.reached[o.steps] == 0);
 
-    /* Two tokens into the next round. */
+    /* One token into the next round, and its last one. */
     w.n += 2;
     cr_assert_eq(pl_replay(b.m, e, &w, 1, &o, NULL, NULL, &out, &err), PL_OK);
     cr_expect(out.n_rounds == 21 && out.n_tokens == 82, "%d tokens in %d rounds", (int)out.n_tokens,
         (int)out.n_rounds);
-    cr_expect(out.reached[1] == 21 && out.hit[1] == 21 && out.reached[2] == 20);
+    cr_expect(out.reached[0] == 21 && out.hit[0] == 21 && out.reached[1] == 20);
     w.is_last = 0;
     cr_assert_eq(pl_replay(b.m, e, &w, 1, &o, NULL, NULL, &out, &err), PL_OK);
     cr_expect(out.n_rounds == 20 && out.n_tokens == 80, "%d tokens in %d rounds", (int)out.n_tokens,
@@ -245,8 +245,15 @@ Test(replay, a_drafters_own_chains_are_accepted_whole_and_cut_rounds_count_at_th
     cr_expect_lt(pl_replay_tau(&out, 1), 3, "tau %g", pl_replay_tau(&out, 1));
     cr_expect_eq(out.n_tokens, 82);
 
-    /* Without a response there are no rounds. */
+    /* A response of two tokens has a round, unless no more were asked for; one of one has none. */
     w.n = N_PROMPT + 1;
+    cr_assert_eq(pl_replay(b.m, e, &w, 1, &o, NULL, NULL, &out, &err), PL_OK);
+    cr_expect(out.n_rounds == 1 && out.n_tokens == 1 && out.reached[0] == 0);
+    w.max_tokens = 2;
+    cr_assert_eq(pl_replay(b.m, e, &w, 1, &o, NULL, NULL, &out, &err), PL_OK);
+    cr_expect(out.n_rounds == 0 && pl_replay_tau(&out, 1) == 0);
+    w.max_tokens = 0;
+    w.n = N_PROMPT;
     cr_assert_eq(pl_replay(b.m, e, &w, 1, &o, NULL, NULL, &out, &err), PL_OK);
     cr_expect(out.n_rounds == 0 && pl_replay_tau(&out, 1) == 0);
     pl_eagle_free(other);
@@ -286,7 +293,7 @@ Test(replay, a_stop_and_bad_input_are_answered)
     for (int i = 0; i < 100; i++)
         x.features[i][0][0] = 0x7fc0;
     cr_assert_eq(pl_replay(b.m, e, w, 1, &o, NULL, NULL, out, &err), PL_OK);
-    cr_expect(out[0].n_rounds == 90 && out[0].n_tokens == 90);
+    cr_expect(out[0].n_rounds == 91 && out[0].n_tokens == 91 && out[0].n_plain == 91);
     pl_eagle_free(e);
     bed_done(&b);
 }

@@ -2,11 +2,24 @@
 #ifndef TESTS_DRAFTER_TREES_H
 #define TESTS_DRAFTER_TREES_H
 
+#include "core/rng.h"
 #include "drafter/learned_internal.h"
 #include "tests/drafter/bed.h"
 
 static const pl_learned_options plain = {
     .max_places = 12, .window = 256, .max_rows = 24, .max_depth = 6, .topk = 4};
+
+/* A drafter of form 0 .. 3: plain EAGLE-3 in none, one or both of the parts that differ, and with
+ * an eps that counts. */
+static inline pl_eagle *drafter_of_form(const bed *b, int form, uint64_t seed)
+{
+    pl_eagle *e = bed_drafter(b, 3, seed);
+
+    e->has_fc_norm = !(form & 1);
+    e->norm_output = !(form & 2);
+    e->eps = form ? 0.3f : e->eps;
+    return e;
+}
 
 static inline pl_learned *learned(const bed *b, const pl_learned_options *o, const pl_eagle *e)
 {
@@ -89,6 +102,22 @@ static inline void expect_valid(const tree *t, int max_rows, int max_depth)
             cr_expect(
                 d->parent[j] != d->parent[i] || d->token[j] != d->token[i], "twins %d %d", j, i);
     }
+}
+
+/* The best score of depth `depth` under logits z, and that of a token. */
+static inline double best_score(
+    const tree *t, const pl_eagle *e, const double *z, int depth, int32_t id, double *of_id)
+{
+    double best = -1e30;
+    for (int i = 0; i < e->dims.v; i++) {
+        const double s = z[i] / (double)t->draw.temperature +
+                         pl_noise_gumbel(t->draw.key, t->draw.uid,
+                             t->draw.position + (uint32_t)depth, 0, (uint32_t)e->vocab[i]);
+        best = s > best ? s : best;
+        if (e->vocab[i] == id)
+            *of_id = s;
+    }
+    return best;
 }
 
 #endif
