@@ -15,6 +15,8 @@
 
 static const char default_model[] = "models/SmolLM2-135M-Instruct.Q4_1.gguf";
 static const char default_config[] = "configs/quickstart.yaml";
+static const char arms_config[] = "configs/arms.yaml";
+static const char all_arms[] = "none,none-1,suffix,frozen,adaptive,frozen-1,adaptive-1";
 
 typedef struct bench_entry {
     const char *name;
@@ -30,6 +32,11 @@ static const bench_entry benches[] = {
     {"start", bench_start, "from starting paceline generate to its first token"},
     {"memory", bench_memory, "peak anonymous memory of a run, against the plan it prints"},
     {"processes", bench_processes, "rollouts by a worker process, against those in process"},
+    {"arms", bench_arms, "a run's steps by drafter: none, suffix, frozen, adaptive; on DIR"},
+    {"idle", bench_idle, "what workers wait for at a step's end, by rollout.consolidate_below"},
+    {"packing", bench_packing, "training the drafter on packed samples, against padded ones"},
+    {"checkpoint", bench_checkpoint, "of the drafter's training: time that it stands still"},
+    {"preempt", bench_preempt, "from the order to stop training the drafter to the core returned"},
     {"channel", bench_channel, "new weights to two workers, against hashing or copying them"},
 };
 enum { N_BENCHES = sizeof benches / sizeof benches[0] };
@@ -196,20 +203,25 @@ static const bench_entry *choose(bench *b, int n_args, char **args, pl_error *er
     if (n_args < 1) {
         pl_error_set(err, PL_E_USAGE,
             "bench wants a name: decode, verify, prefill, train, start, memory, processes, "
-            "channel");
+            "idle, packing, channel");
         return NULL;
     }
     const bench_entry *e = find(args[0]);
     if (!e) {
         pl_error_set(err, PL_E_USAGE,
-            "unknown bench '%s': decode, verify, prefill, train, start, memory, processes, channel",
+            "unknown bench '%s': decode, verify, prefill, train, start, memory, processes, idle, "
+            "packing, channel",
             args[0]);
         return NULL;
     }
     b->name = e->name;
+    if (!b->config)
+        b->config = e->run == bench_arms ? arms_config : default_config;
+    if (!b->arms)
+        b->arms = all_arms;
     b->overrides = args + 1;
     b->n_overrides = n_args - 1;
-    if (b->n_overrides > 0 && e->run != bench_memory) {
+    if (b->n_overrides > 0 && e->run != bench_memory && e->run != bench_arms) {
         pl_error_set(err, PL_E_USAGE, "bench %s takes no argument '%s'", e->name, args[1]);
         return NULL;
     }
@@ -235,7 +247,7 @@ static pl_status measure(bench *b, const bench_entry *e, pl_error *err)
 
 int cmd_bench(int argc, char **argv)
 {
-    bench b = {.model = default_model, .isa = "auto", .config = default_config, .steps = 1};
+    bench b = {.model = default_model, .isa = "auto", .steps = 1};
     const cli_option options[] = {
         {"model", CLI_STRING, &b.model, 0, 0, "PATH", "a .gguf file or a model directory"},
         {"threads", CLI_INT, &b.threads, 0, 1024, "N", "0: one a core (0)"},
@@ -243,8 +255,14 @@ int cmd_bench(int argc, char **argv)
         {"rounds", CLI_INT, &b.rounds, 0, BENCH_ROUNDS_MAX, "N",
             "0: as many as the bench needs (0)"},
         {"config", CLI_STRING, &b.config, 0, 0, "FILE",
-            "memory: of the run (configs/quickstart.yaml); then key=value ..."},
-        {"steps", CLI_INT, &b.steps, 1, 1000000, "N", "memory: steps of the run (1)"},
+            "memory, arms: of the run (configs/quickstart.yaml, configs/arms.yaml); then key=value "
+            "..."},
+        {"dir", CLI_STRING, &b.dir, 0, 0, "DIR", "arms: of the bench; the same one goes on"},
+        {"arms", CLI_STRING, &b.arms, 0, 0, "LIST", "arms: those that take part (all)"},
+        {"drafter", CLI_STRING, &b.drafter, 0, 0, "DIR", "arms: the drafter to begin with"},
+        {"rollouts", CLI_STRING, &b.rollouts, 0, 0, "FILE",
+            "idle, packing: recorded responses, or a run directory"},
+        {"steps", CLI_INT, &b.steps, 1, 1000000, "N", "memory, arms: steps of the run (1; 24)"},
         {"quick", CLI_FLAG, &b.quick, 0, 0, NULL, "one round: does it work, not how fast it is"},
         {"json", CLI_FLAG, &b.json, 0, 0, NULL, "one JSON object a figure on standard output"},
         {0},

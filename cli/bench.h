@@ -12,9 +12,11 @@ enum { BENCH_ROUNDS_MAX = 101 };
 typedef struct bench {
     /* options */
     const char *model, *isa, *config;
-    int64_t threads, rounds, steps; /* 0: the default of the bench */
+    const char *rollouts;             /* of bench idle and packing */
+    const char *dir, *arms, *drafter; /* of bench arms */
+    int64_t threads, rounds, steps;   /* 0: the default of the bench */
     int json, quick;
-    char **overrides; /* key=value arguments of bench memory */
+    char **overrides; /* key=value arguments of bench memory and arms */
     int n_overrides;
     /* state */
     const char *name;
@@ -51,15 +53,28 @@ pl_status bench_verify(bench *b, pl_error *err);
 pl_status bench_prefill(bench *b, pl_error *err);
 pl_status bench_train(bench *b, pl_error *err);
 
+/* ---- bench_idle.c ---- */
+pl_status bench_idle(bench *b, pl_error *err);
+
 /* ---- bench_process.c ---- */
 pl_status bench_start(bench *b, pl_error *err);
 pl_status bench_memory(bench *b, pl_error *err);
+
+/* ---- bench_checkpoint.c, bench_preempt.c ---- */
+pl_status bench_checkpoint(bench *b, pl_error *err);
+pl_status bench_preempt(bench *b, pl_error *err);
 
 /* ---- bench_channel.c ---- */
 pl_status bench_channel(bench *b, pl_error *err);
 
 /* ---- bench_processes.c ---- */
 pl_status bench_processes(bench *b, pl_error *err);
+
+/* ---- bench_packing.c ---- */
+pl_status bench_packing(bench *b, pl_error *err);
+
+/* ---- bench_arms.c ---- */
+pl_status bench_arms(bench *b, pl_error *err);
 
 /* A child with one stream socket as its stdin and stdout; stderr is ours. */
 typedef struct bench_child {

@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/random.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -62,8 +63,8 @@ static pl_status coordinate(
     size_t n_text = 0;
     int fd = -1;
     watch w = {dir, run_seconds()};
-    const pl_log log = {wire->listen ? PL_LOG_INFO : PL_LOG_WARN, STDERR_FILENO,
-        isatty(STDERR_FILENO)}; /* who joins from elsewhere is worth a line */
+    const pl_log log = {PL_LOG_WARN, STDERR_FILENO, isatty(STDERR_FILENO)};
+    const pl_log told = {PL_LOG_INFO, log.fd, log.is_tty};
 
     snprintf(ledger, sizeof ledger, "%s/ledger", dir);
     snprintf(endpoint, sizeof endpoint, "%s/endpoint", dir);
@@ -78,18 +79,22 @@ static pl_status coordinate(
         st = pl_file_read(&text, &n_text, config, CONFIG_BYTES_MAX, err);
     if (st == PL_OK)
         st = run_id(dir, run, err);
-    const pl_coordinate_options o = {.machine = {.run = run,
-                                         .build = PL_VERSION " " PL_COMMIT,
-                                         .numeric_class = PL_NUMERIC_CLASS,
-                                         .config_hash = run_config_hash(c),
-                                         .config = text,
-                                         .n_config = (uint32_t)n_text,
-                                         .heartbeat_ms = 500,
-                                         .lost_ms = 1000 * (uint32_t)c->rollout.heartbeat_timeout,
-                                         .resend_ms = 1000,
-                                         .n_workers = (uint32_t)c->rollout.num_workers,
-                                         .stall_s = (uint32_t)c->trainer.stall_seconds,
-                                         .join_timeout_s = 60},
+    const int is_training = run_has_learned(c) && c->speculative.train;
+    const pl_coordinate_options o = {
+        .machine = {.run = run,
+            .build = PL_VERSION " " PL_COMMIT,
+            .numeric_class = PL_NUMERIC_CLASS,
+            .config_hash = run_config_hash(c),
+            .config = text,
+            .n_config = (uint32_t)n_text,
+            .heartbeat_ms = 500,
+            .lost_ms = 1000 * (uint32_t)c->rollout.heartbeat_timeout,
+            .resend_ms = 1000,
+            .n_workers = (uint32_t)c->rollout.num_workers,
+            .stall_s = (uint32_t)c->trainer.stall_seconds,
+            .spot_min_idle = is_training ? (int)c->speculative.min_workers : 0,
+            .consolidate_below = is_training ? (uint32_t)c->rollout.consolidate_below : 0,
+            .join_timeout_s = 60},
         .ledger = ledger,
         .address = address,
         .listen = wire->listen,
@@ -102,7 +107,7 @@ static pl_status coordinate(
     if (st == PL_OK && chmod(ledger, 0700) != 0) /* it holds the prompts and the responses */
         st = pl_fail(err, PL_E_IO, "'%s': %s", ledger, strerror(errno));
     if (st == PL_OK && wire->listen)
-        pl_log_info(&log, "listening at %s for workers with keys of '%s'", wire->listen,
+        pl_log_info(&told, "listening at %s for workers with keys of '%s'", wire->listen,
             wire->keys ? wire->keys : "");
     if (st == PL_OK)
         st = pl_coordinate(&o, &log, err);
@@ -146,13 +151,12 @@ int cmd_coordinator(int argc, char **argv)
         st = run_config_load(&config, path, NULL, 0, &err);
     }
     if (st == PL_OK) {
+        (void)prctl(PR_SET_NAME, "pl-coordinator"); /* the program is started as /proc/self/exe */
         cli_catch_signals(1);
         raise_file_limit();
         st = coordinate(&config, &wire, argv[1], &err);
     }
     if (st == PL_E_STOPPED)
-        return 0;           /* who asked it to stop knows */
-    if (st == PL_E_STOPPED) /* whoever asked knows why */
-        return pl_status_exit_code(st);
+        return 0; /* who asked it to stop knows */
     return st == PL_OK ? 0 : cli_report(&err);
 }

@@ -3,6 +3,7 @@
 #include "cli/run.h"
 
 #include <string.h>
+#include <sys/prctl.h>
 
 static void print_config(const run_config *c, int with_help)
 {
@@ -87,6 +88,7 @@ int cmd_trainer(int argc, char **argv)
     }
     if (st != PL_OK)
         return cli_report(&err);
+    (void)prctl(PR_SET_NAME, "pl-trainer"); /* the program is started as /proc/self/exe */
     snprintf(config.trainer.default_local_dir, PL_CONFIG_STR, "%s", connect);
     config.wire = wire;
     cli_catch_signals(1);

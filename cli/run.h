@@ -8,6 +8,7 @@
 #include "monitor/monitor.h"
 #include "rollout/rollout.h"
 #include "trainer/reward_command.h"
+#include "trainer/spot.h"
 #include "trainer/trainer.h"
 
 /* ---- configuration: sections of the modules and those of the run itself ---- */
@@ -15,7 +16,7 @@
 typedef struct run_rollout_options { /* actor_rollout_ref.rollout.*, actor_rollout_ref.model.* */
     char model_path[PL_CONFIG_STR];
     int64_t n, top_k, seed, max_num_seqs, max_rows, num_workers, val_n;
-    int64_t heartbeat_timeout;
+    int64_t heartbeat_timeout, consolidate_below;
     double temperature, top_p, min_p, val_temperature;
     int ignore_eos;
 } run_rollout_options;
@@ -25,6 +26,12 @@ typedef struct run_speculative_options { /* speculative.* */
     char method[PL_CONFIG_STR], controller[PL_CONFIG_STR];
     int64_t max_depth, max_rows, suffix_min_match, suffix_max_tokens;
     double suffix_decay;
+    /* the learned drafter: where it begins, its trees, its training */
+    char init[PL_CONFIG_STR];
+    int64_t spec_steps, spec_topk, window;
+    int train;
+    int64_t buffer_mb, batch, gate_seconds, gate_tokens, gate_samples, min_workers, max_versions;
+    double lr, slice;
 } run_speculative_options;
 
 typedef struct run_trainer_options { /* trainer.* */
@@ -69,6 +76,9 @@ uint64_t run_data_hash(const pl_dataset *d);
 /* The engine's options that the configuration asks for. */
 void run_engine_options(const run_config *c, int max_ctx, pl_engine_options *o);
 
+/* 1: a learned drafter drafts beside the suffix drafter. */
+int run_has_learned(const run_config *c);
+
 /* ---- prompts ---- */
 
 typedef struct run_data {
@@ -83,7 +93,8 @@ int run_data_longest(const run_data *d); /* prompt, tokens */
 /* ---- memory ---- */
 
 typedef struct run_plan {
-    size_t weights, optimizer, gradients, activations, reference, passes, workers, other, total;
+    size_t weights, optimizer, gradients, activations, reference, passes, workers, drafter, other,
+        total;
     int n_workers;
     int keep; /* activations */
 } run_plan;
@@ -109,21 +120,87 @@ typedef struct run_step_line {
     double reward, length_mean, rate, acceptance, rollout_s, update_s;
     int length_max;
 } run_step_line;
+void run_print_heading(const run_config *c, const cli_model *m, const run_data *d);
 void run_print_step(const run_step_line *l, int with_heading);
 
-/* The same prompts with speculation on and off. */
+/* The same prompts by each way of drafting. */
+enum { RUN_ARMS = 4 };
+typedef struct run_arm {
+    pl_speculate how;
+    double seconds, acceptance; /* acceptance length over all rounds */
+} run_arm;
 typedef struct run_comparison {
     int n_samples, n_different; /* samples whose tokens or log-probs differ: 0 by law */
     int64_t n_tokens;
-    double on_s, off_s, acceptance;
+    int n_arms; /* the first is PL_SPECULATE_OFF; 0: nothing was compared */
+    run_arm arms[RUN_ARMS];
 } run_comparison;
 void run_print_closing(
     double before, double after, const pl_engine_stats *all, const run_comparison *c);
 
+/* ---- the learned drafter of one engine: drafts, is recorded for, trained and exchanged ---- */
+
+typedef struct run_drafting run_drafting;
+
+/* What became of it in one batch; of a run of workers, of all of them. */
+typedef struct run_draft_figures {
+    uint32_t version;                       /* that drafts at the end; 0: none, or the first one */
+    double idle_s;                          /* of workers, from their drain to the last response */
+    double train_s, gate_s, pack_s, wait_s; /* of idle_s; num_workers=0: of the slice */
+    int64_t n_steps, n_dropped, n_tokens;   /* optimizer steps; micro-batches lost; trained on */
+    int64_t n_published, n_rollbacks, n_swaps;
+    int depth;                              /* of alpha; 0: nothing was trained */
+    double loss, alpha[PL_EAGLE_DEPTH_MAX]; /* of the last step */
+} run_draft_figures;
+
+/* As the configuration asks for. */
+void run_drafting_train_options(const run_config *c, pl_eagle_train_options *o);
+/* name: of the worker; run_dir NULL: the run is another machine's, nothing is trained here.  The
+ * newest published version drafts, else speculative.drafter.init.  *borrows* all.  Errors:
+ * PL_E_NOENT, PL_E_SHAPE (init is no drafter, or one of another model), PL_E_IO, PL_E_NOMEM. */
+pl_status run_drafting_open(run_drafting **out, const run_config *c, const char *run_dir,
+    const char *name, const cli_model *m, pl_engine *e, const pl_log *log, pl_error *err);
+void run_drafting_close(run_drafting *d); /* before the engine is freed */
+/* Draft with the drafter in dir from the next round on.  Errors: the one before goes on. */
+pl_status run_drafting_serve(run_drafting *d, const char *dir, uint32_t version, pl_error *err);
+uint32_t run_drafting_version(const run_drafting *d);
+/* Who drafts for the samples to come (pl_speculate); none is running. */
+void run_drafting_speculate(run_drafting *d, uint32_t how);
+/* One piece of the spot trainer's work in a session (0: the one after the last; trainer/spot.h);
+ * buffers: names of workers, '\n' between them.  Errors: of pl_spot_work. */
+typedef struct run_session {
+    uint64_t id;
+    int is_lead;
+    const char *workers;
+    uint32_t policy_version;
+} run_session;
+pl_status run_drafting_work(run_drafting *d, const run_session *s, int (*should_stop)(void *ctx),
+    void *ctx, pl_spot_published *published, pl_error *err);
+void run_drafting_end(run_drafting *d);
+/* Figures since the last reset; idle_s is the caller's. */
+void run_drafting_figures(const run_drafting *d, run_draft_figures *out);
+void run_drafting_reset(run_drafting *d);
+/* The line below a step's: what the learned drafter did, and what was done for it; before:
+ * acceptance length of the step before, NaN: none. */
+void run_print_drafting(const run_draft_figures *d, const pl_engine_stats *s, double before);
+
 /* ---- rollouts ---- */
 
 /* What a batch is for; kind << 32 | step is its id: a batch once rolled out stays known by it. */
-typedef enum run_kind { RUN_TRAIN, RUN_EVAL, RUN_COMPARE_ON, RUN_COMPARE_OFF } run_kind;
+typedef enum run_kind {
+    RUN_TRAIN,
+    RUN_EVAL,
+    RUN_COMPARE /* + pl_speculate */
+} run_kind;
+
+/* What went wrong meanwhile and was mended: no sample is another one for it. */
+typedef struct run_events {
+    int64_t reward_retries; /* second tries of reward.command */
+    int64_t refused;        /* results that the audit disproved */
+    /* as the coordinator tells: members lost, workers thrown out, samples leased again, tokens
+     * generated again */
+    int64_t lost, quarantined, leased_again, recomputed_tokens;
+} run_events;
 
 /* One batch of responses, kept in uid order. */
 typedef struct run_batch {
@@ -138,6 +215,8 @@ typedef struct run_batch {
     int64_t n_tokens; /* so far */
     double seconds;
     pl_engine_stats stats;
+    run_events events;
+    run_draft_figures drafting;
     /* of the collection at hand */
     const run_report *report;
     const char *phase;
@@ -147,7 +226,8 @@ typedef struct run_batch {
 
 typedef struct run_sampling {
     float temperature, top_p, min_p;
-    int top_k, max_tokens, ignore_eos, speculative;
+    int top_k, max_tokens, ignore_eos;
+    pl_speculate speculative;
     uint64_t seed;
     uint32_t purpose;
 } run_sampling;
@@ -216,9 +296,11 @@ typedef struct run_lengths {
 run_lengths run_measure_lengths(const run_batch *b);
 /* 1 + accepted / verify steps, a ratio of sums. */
 double run_acceptance_length(const pl_engine_stats *s);
+/* Tokens a round of those rounds that drafted; NaN: none did. */
+double run_drafted_length(const pl_engine_stats *s);
 /* One line of metrics.jsonl. */
 pl_status run_record_step(pl_metrics *metrics, int64_t step, const run_batch *b,
-    const pl_step_stats *u, double step_s, pl_error *err);
+    const pl_step_stats *u, double step_s, int has_learned, pl_error *err);
 
 /* ---- the loop, and the processes ---- */
 
@@ -237,6 +319,9 @@ pl_status run_lock(const char *run_dir, const char *name, int *fd, pl_error *err
 int run_is_locked(const char *run_dir, const char *name);
 /* Process id of who holds it; 0: nobody. */
 int run_locked_by(const char *run_dir, const char *name);
+/* A trainer of a run with workers whose paceline run was lost must not meet another one.  Errors:
+ * PL_E_IO naming its process. */
+pl_status run_check_orphans(const char *run_dir, pl_error *err);
 /* Lock RUN, which must be a run's directory or free for one. */
 pl_status run_lock_directory(const char *run_dir, int *fd, pl_error *err);
 

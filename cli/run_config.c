@@ -32,6 +32,9 @@ static const pl_config_key rollout_keys[] = {
     {ROLLOUT "heartbeat_timeout", R(heartbeat_timeout), PL_INT, 1, 3600, "10", NULL,
         "seconds of silence after which a worker's samples go elsewhere; a worker says nothing "
         "during a pass of the model, so more than the longest of those"},
+    {ROLLOUT "consolidate_below", R(consolidate_below), PL_INT, 0, 1024, "4", NULL,
+        "when at most so many samples run in all, one worker takes them and the others train the "
+        "drafter; 0: never"},
     {ROLLOUT "ignore_eos", R(ignore_eos), PL_BOOL, 0, 0, "false", NULL,
         "go on after the end token (benches)"},
     {ROLLOUT "val_kwargs.n", R(val_n), PL_INT, 1, 4096, "4", NULL, "samples of a held-out prompt"},
@@ -43,8 +46,9 @@ static const pl_config_key rollout_keys[] = {
 static const pl_config_key speculative_keys[] = {
     {"speculative.enable", S(enable), PL_BOOL, 0, 0, "true", NULL,
         "draft and verify; the text is the same either way"},
-    {"speculative.method", S(method), PL_ENUM, 0, 0, "auto", "auto|suffix",
-        "who drafts; auto is the suffix automaton in this version"},
+    {"speculative.method", S(method), PL_ENUM, 0, 0, "auto", "auto|suffix|eagle",
+        "who drafts: the suffix automaton alone, or with a learned drafter; auto: with one when "
+        "speculative.drafter.init names it"},
     {"speculative.max_depth", S(max_depth), PL_INT, 1, 63, "16", NULL, "levels of a draft tree"},
     {"speculative.max_rows", S(max_rows), PL_INT, 2, PL_DRAFT_MAX, "32", NULL,
         "verified rows of a sample and round"},
@@ -56,6 +60,35 @@ static const pl_config_key speculative_keys[] = {
         "tokens that the automaton of one prompt holds"},
     {"speculative.suffix.decay", S(suffix_decay), PL_FLOAT, 0.01, 1, "0.7", NULL,
         "weight of a text per policy version of age"},
+    {"speculative.drafter.init", S(init), PL_STRING, 0, 0, "", NULL,
+        "the learned drafter: a directory of paceline drafter or of an EAGLE-3 drafter, or random "
+        "(it drafts once it is better than nothing)"},
+    {"speculative.eagle.spec_steps", S(spec_steps), PL_INT, 1, 16, "6", NULL,
+        "levels of a learned tree"},
+    {"speculative.eagle.spec_topk", S(spec_topk), PL_INT, 1, 8, "4", NULL,
+        "children of a row of a learned tree"},
+    {"speculative.eagle.window", S(window), PL_INT, 32, 4096, "256", NULL,
+        "positions that the learned drafter looks back"},
+    {"speculative.train.enable_drafter_training", S(train), PL_BOOL, 0, 0, "true", NULL,
+        "train the learned drafter on the rollouts, in idle workers (num_workers=0: in a slice)"},
+    {"speculative.train.buffer_mb", S(buffer_mb), PL_INT, 8, 1 << 20, "256", NULL,
+        "megabytes of features that a worker keeps, never more"},
+    {"speculative.train.batch_size_per_gpu", S(batch), PL_INT, 1, 64, "2", NULL,
+        "windows of an optimizer step of one worker"},
+    {"speculative.train.optim.lr", S(lr), PL_FLOAT, 0, 1, "1e-3", NULL,
+        "learning rate of the drafter"},
+    {"speculative.train.gate_tokens", S(gate_tokens), PL_INT, 1, 1e9, "2000", NULL,
+        "held-out tokens at least, that versions are weighed on"},
+    {"speculative.train.gate_samples", S(gate_samples), PL_INT, 2, 1e6, "8", NULL,
+        "held-out samples at least"},
+    {"speculative.train.gate_seconds", S(gate_seconds), PL_INT, 0, 3600, "10", NULL,
+        "seconds of training before a new version is weighed against the serving one"},
+    {"speculative.train.min_workers_for_training", S(min_workers), PL_INT, 1, 1024, "1", NULL,
+        "idle workers that begin a session"},
+    {"speculative.train.max_versions", S(max_versions), PL_INT, 2, 1000, "16", NULL,
+        "published drafters that are kept"},
+    {"speculative.train.slice", S(slice), PL_FLOAT, 0, 1, "0.08", NULL,
+        "num_workers=0: share of a step that trains the drafter"},
     {NULL, 0, PL_INT, 0, 0, NULL, NULL, NULL},
 };
 
@@ -132,6 +165,11 @@ static pl_status check(const run_config *c, pl_error *err)
             "speculative.controller '%s' is none of goodput, off, fixed:STEPS_TOPK_VERIFY "
             "(as fixed:6_4_16, at most %d rows)",
             controller, (int)PL_DRAFT_MAX);
+    if (strcmp(c->speculative.method, "eagle") == 0 && !c->speculative.init[0])
+        return pl_fail(err, PL_E_CONFIG,
+            "speculative.method eagle wants speculative.drafter.init: a drafter's directory "
+            "(paceline "
+            "drafter warmup makes one), or random");
     if (c->actor.ppo_mini_batch_size > c->data.train_batch_size)
         return pl_fail(err, PL_E_CONFIG,
             "actor_rollout_ref.actor.ppo_mini_batch_size %lld is more than data.train_batch_size "
@@ -196,9 +234,20 @@ void run_engine_options(const run_config *c, int max_ctx, pl_engine_options *o)
         o->max_spec_depth = steps;
         o->suffix.max_children = topk;
     }
+    if (run_has_learned(c)) {
+        o->learned_window = (int)c->speculative.window;
+        o->learned_depth = steps > 0 ? steps : (int)c->speculative.spec_steps;
+        o->learned_topk = topk > 0 ? topk : (int)c->speculative.spec_topk;
+    }
     o->suffix.min_match = (int)c->speculative.suffix_min_match;
     o->suffix.max_tokens = (int)c->speculative.suffix_max_tokens;
     o->suffix.decay = (float)c->speculative.suffix_decay;
+}
+
+int run_has_learned(const run_config *c)
+{
+    return c->speculative.enable && c->speculative.init[0] &&
+           strcmp(c->speculative.method, "suffix") != 0;
 }
 
 /* As YAML; *returns owned*, NULL without memory. */
@@ -267,7 +316,7 @@ uint64_t run_config_hash(const run_config *c)
         copy.trainer.total_training_steps = c->trainer.total_training_steps;
     copy.rollout.max_num_seqs = copy.rollout.max_rows = copy.rollout.val_n = 0;
     copy.rollout.num_workers = 0;
-    copy.rollout.heartbeat_timeout = 0;
+    copy.rollout.heartbeat_timeout = copy.rollout.consolidate_below = 0;
     copy.rollout.val_temperature = 0;
     memset(copy.data.val_files, 0, sizeof copy.data.val_files);
     memset(copy.data.train_files, 0, sizeof copy.data.train_files); /* their prompts are hashed */

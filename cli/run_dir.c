@@ -175,3 +175,15 @@ pl_status run_find_coordinator(
         nanosleep(&nap, NULL);
     }
 }
+
+pl_status run_check_orphans(const char *run_dir, pl_error *err)
+{
+    const int trainer = run_locked_by(run_dir, "trainer.lock");
+
+    if (trainer <= 0)
+        return PL_OK;
+    return pl_fail(err, PL_E_IO,
+        "a trainer (process %d) is still at work in '%s': take it over with "
+        "rollout.num_workers=1 or more, or stop it first (kill %d)",
+        trainer, run_dir, trainer);
+}

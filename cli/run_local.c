@@ -1,4 +1,6 @@
-/* cli/run_local.c - rollouts by the engine of this process (rollout.num_workers=0). */
+/* cli/run_local.c - rollouts by the engine of this process (rollout.num_workers=0).  No core is
+ * ever idle here: the learned drafter is trained between rollout and update, in a slice of the
+ * step. */
 #include "cli/run.h"
 #include "core/rng.h"
 
@@ -8,7 +10,13 @@
 typedef struct local {
     pl_engine *engine;
     run_scorer *scorer;
-    int n_scored; /* of the batch at hand */
+    run_drafting *drafting; /* NULL: no learned drafter */
+    double slice;           /* share of a step that trains it */
+    int n_scored;           /* of the batch at hand */
+    uint32_t version;       /* of the policy */
+    double rolled_out_at, update_s;
+    const pl_log *log;
+    double piece_s; /* of the spot trainer's work, running mean */
 } local;
 
 static pl_status on_scored(void *ctx, int i, pl_error *err)
@@ -70,6 +78,52 @@ static pl_status submit(const run_batch *b, pl_engine *e, const run_sampling *s,
     return PL_OK;
 }
 
+/* ---- the drafter's slice ---- */
+
+static int is_stopped(void *ctx)
+{
+    (void)ctx;
+    return cli_stop != 0;
+}
+
+/* Pieces of training until the slice is used up; one is begun only if it is likely to fit. */
+static pl_status train_drafter(local *l, run_batch *b, pl_error *err)
+{
+    const run_session session = {.is_lead = 1, .workers = "local", .policy_version = l->version};
+    const double begin = run_seconds(), end = begin + l->slice * (b->seconds + l->update_s);
+    pl_spot_published p;
+    pl_status st = PL_OK;
+
+    for (double t = begin; st == PL_OK && t + l->piece_s <= end;) {
+        st = run_drafting_work(l->drafting, &session, is_stopped, l, &p, err);
+        const double now = run_seconds();
+        if (st == PL_OK && !p.version)
+            l->piece_s += (l->piece_s > 0 ? 0.2 : 1) * (now - t - l->piece_s);
+        t = now;
+        if (p.version)
+            st = run_drafting_serve(l->drafting, p.dir, p.version, err);
+        run_progress(b->report, "drafter", (now - begin) / (end - begin), "");
+    }
+    run_drafting_end(l->drafting);
+    l->piece_s *= 0.9; /* one slow piece must not end it for good */
+    return st == PL_E_TIMEOUT || st == PL_E_STOPPED ? PL_OK : st;
+}
+
+/* The drafter cannot hurt the run: what fails is said, and rollouts go on without. */
+static void spend_slice(local *l, run_batch *b, const pl_log *log)
+{
+    pl_error err = {0};
+
+    if (!l->drafting)
+        return;
+    if (b->id >> 32 == RUN_TRAIN && l->slice > 0 && train_drafter(l, b, &err) != PL_OK) {
+        pl_log_warn(log, "event=drafter_training_ended %s; the run goes on with drafter version %u",
+            err.msg, run_drafting_version(l->drafting));
+        l->slice = 0;
+    }
+    run_drafting_figures(l->drafting, &b->drafting);
+}
+
 static pl_status collect(void *self, run_batch *b, const run_sampling *s, pl_error *err)
 {
     local *l = self;
@@ -82,7 +136,12 @@ static pl_status collect(void *self, run_batch *b, const run_sampling *s, pl_err
     l->scorer->scored = on_scored;
     l->scorer->ctx = l;
     l->n_scored = 0;
-    pl_engine_set_speculative(l->engine, s->speculative);
+    if (l->drafting) {
+        run_drafting_speculate(l->drafting, s->speculative);
+        run_drafting_reset(l->drafting);
+    } else {
+        pl_engine_set_speculative(l->engine, s->speculative != PL_SPECULATE_OFF);
+    }
     pl_engine_reset_stats(l->engine);
     run_progress(b->report, b->phase, 0, "");
     st = submit(b, l->engine, s, err);
@@ -99,6 +158,11 @@ static pl_status collect(void *self, run_batch *b, const run_sampling *s, pl_err
         if (st == PL_OK && cli_stop)
             st = pl_fail(err, PL_E_STOPPED, "stopped by a signal while rewards were awaited");
     }
+    if (l->scorer->rewarder)
+        pl_rewarder_settle(l->scorer->rewarder);
+    if (st == PL_OK)
+        spend_slice(l, b, l->log);
+    l->rolled_out_at = run_seconds();
     run_progress_clear(b->report);
     if (st != PL_OK)
         pl_engine_clear(l->engine);
@@ -110,6 +174,7 @@ static pl_status collect(void *self, run_batch *b, const run_sampling *s, pl_err
 static pl_status begin(void *self, uint32_t version, pl_error *err)
 {
     local *l = self;
+    l->version = version;
     return version == 0 ? PL_OK : pl_engine_new_version(l->engine, version, err);
 }
 
@@ -119,6 +184,8 @@ static pl_status consume(
     local *l = self;
     (void)step;
     (void)b;
+    l->update_s = run_seconds() - l->rolled_out_at;
+    l->version = version;
     return pl_engine_new_version(l->engine, version, err);
 }
 
@@ -147,6 +214,7 @@ static void local_close(void *self)
 
     if (!l)
         return;
+    run_drafting_close(l->drafting);
     pl_engine_free(l->engine);
     free(l);
 }
@@ -160,12 +228,17 @@ pl_status run_local_open(run_source *out, const run_config *c, const cli_model *
     if (!l)
         return pl_fail(err, PL_E_NOMEM, "no memory for the rollout engine");
     run_engine_options(c, longest_prompt + (int)c->data.max_response_length, &o);
-    const pl_status st = pl_engine_new(&l->engine, m->model, m->tokenizer, &o, log, err);
+    l->scorer = scorer;
+    l->log = log;
+    l->slice = c->speculative.train ? c->speculative.slice : 0;
+    pl_status st = pl_engine_new(&l->engine, m->model, m->tokenizer, &o, log, err);
+    if (st == PL_OK && run_has_learned(c))
+        st = run_drafting_open(
+            &l->drafting, c, c->trainer.default_local_dir, "local", m, l->engine, log, err);
     if (st != PL_OK) {
-        free(l);
+        local_close(l);
         return st;
     }
-    l->scorer = scorer;
     *out = (run_source){.self = l,
         .begin = begin,
         .collect = collect,

@@ -40,27 +40,13 @@ typedef struct run {
     const pl_prompt **held_out;
     pl_engine_stats totals; /* of the training rollouts */
     int n_lines;
+    double drafted_before; /* acceptance length of the step before, where it drafted */
     double elapsed_before; /* seconds of earlier sittings */
 } run;
 
 static const char *run_dir(const run *r)
 {
     return r->config.trainer.default_local_dir;
-}
-
-/* ---- opening ---- */
-
-static void describe(const run *r)
-{
-    const pl_arch *a = pl_source_arch(r->m.source);
-    printf("model      %s: %d layers, hidden %d, vocabulary %d\n", r->config.rollout.model_path,
-        a->n_layers, a->n_embd, a->n_vocab);
-    printf("data       %d prompts to train on, %d held out; %lld prompts x %lld samples a step\n",
-        r->data.train->n, r->data.val ? r->data.val->n : 0,
-        (long long)r->config.data.train_batch_size, (long long)r->config.rollout.n);
-    printf("backend    %s on %d threads, numeric class %s\n", r->m.ops->name,
-        pl_team_size(r->m.team), PL_NUMERIC_CLASS);
-    printf("run        %s\n", run_dir(r));
 }
 
 /* ---- checkpoints ---- */
@@ -136,7 +122,7 @@ static run_sampling train_sampling(const run *r)
         .min_p = (float)o->min_p,
         .top_k = (int)o->top_k,
         .ignore_eos = o->ignore_eos,
-        .speculative = r->config.speculative.enable,
+        .speculative = r->config.speculative.enable ? PL_SPECULATE_ON : PL_SPECULATE_OFF,
         .max_tokens = (int)r->config.data.max_response_length,
         .seed = (uint64_t)o->seed,
         .purpose = PL_NOISE_SAMPLE};
@@ -194,19 +180,6 @@ static pl_status open_source(run *r, pl_error *err)
         &r->source, &r->config, &r->m, run_data_longest(&r->data), &r->scorer, &r->log, err);
 }
 
-/* Those of a run with workers whose paceline run was lost. */
-static pl_status check_orphans(const run *r, pl_error *err)
-{
-    const int trainer = run_locked_by(run_dir(r), "trainer.lock");
-
-    if (trainer <= 0)
-        return PL_OK;
-    return pl_fail(err, PL_E_IO,
-        "a trainer (process %d) is still at work in '%s': take it over with "
-        "rollout.num_workers=1 or more, or stop it first (kill %d)",
-        trainer, run_dir(r), trainer);
-}
-
 static pl_status open_run(run *r, int dry_run, pl_error *err)
 {
     const cli_model_options mo = {.path = r->config.rollout.model_path,
@@ -220,7 +193,7 @@ static pl_status open_run(run *r, int dry_run, pl_error *err)
             &r->data, &r->config, r->m.tokenizer, pl_source_arch(r->m.source)->n_ctx, err);
     if (st != PL_OK)
         return st;
-    describe(r);
+    run_print_heading(&r->config, &r->m, &r->data);
     run_plan_make(&r->config, pl_source_arch(r->m.source), run_data_longest(&r->data),
         pl_team_size(r->m.team), &r->plan);
     run_plan_print(&r->plan, stdout);
@@ -232,7 +205,7 @@ static pl_status open_run(run *r, int dry_run, pl_error *err)
         st = r->is_remote ? run_lock(run_dir(r), "trainer.lock", &r->lock_fd, err)
                           : run_lock_directory(run_dir(r), &r->lock_fd, err);
     if (st == PL_OK && !r->is_remote)
-        st = check_orphans(r, err);
+        st = run_check_orphans(run_dir(r), err);
     if (st == PL_OK && !r->is_remote)
         st = run_config_write(&r->config, err);
     if (st == PL_OK)
@@ -267,11 +240,12 @@ static run_sampling held_out_sampling(const run *r)
 }
 
 /* n_prompts held-out prompts, the same noise at every call. */
-static pl_status evaluate(run *r, int n_prompts, run_kind kind, const char *phase, pl_error *err)
+static pl_status evaluate(
+    run *r, int n_prompts, run_kind kind, pl_speculate how, const char *phase, pl_error *err)
 {
     run_sampling s = held_out_sampling(r);
 
-    s.speculative = r->config.speculative.enable && kind != RUN_COMPARE_OFF;
+    s.speculative = how;
     for (int i = 0; i < n_prompts; i++)
         r->held_out[i] = &r->data.val->prompts[i];
     r->eval.prompts = r->held_out;
@@ -279,6 +253,8 @@ static pl_status evaluate(run *r, int n_prompts, run_kind kind, const char *phas
     r->eval.n = (int)r->config.rollout.val_n;
     r->eval.first_uid = 0;
     r->eval.id = batch_id(kind, r->state.step);
+    if (kind == RUN_COMPARE)
+        r->eval.id += (uint64_t)how << 32;
     r->eval.report = &r->report;
     r->eval.phase = phase;
     return r->source.collect(r->source.self, &r->eval, &s, err);
@@ -298,7 +274,8 @@ static pl_status evaluate_all(run *r, double *reward, pl_error *err)
     *reward = NAN;
     if (!r->data.val)
         return PL_OK;
-    const pl_status st = evaluate(r, r->data.val->n, RUN_EVAL, "held out", err);
+    const pl_status st =
+        evaluate(r, r->data.val->n, RUN_EVAL, train_sampling(r).speculative, "held out", err);
     if (st != PL_OK)
         return st;
     *reward = run_batch_reward(&r->eval);
@@ -342,6 +319,10 @@ static void print_step(run *r, const pl_step_stats *u)
         .rollout_s = r->batch.seconds,
         .update_s = u->update_s};
     run_print_step(&line, r->n_lines++ % 20 == 0);
+    if (!run_has_learned(&r->config))
+        return;
+    run_print_drafting(&r->batch.drafting, &r->batch.stats, r->drafted_before);
+    r->drafted_before = run_drafted_length(&r->batch.stats);
 }
 
 static pl_status roll_out(run *r, pl_error *err)
@@ -401,8 +382,7 @@ static void checkpoint(run *r)
         st = pl_metrics_put(r->metrics, r->state.step, &m, 1, &lost);
     }
     if (st != PL_OK)
-        pl_log_error(&r->log, "checkpoint of step %lld: %s; the one before it is whole, continuing",
-            (long long)r->state.step, lost.msg);
+        pl_log_error(&r->log, "%s; the one before it is whole, continuing", lost.msg);
 }
 
 /* What stays of the step that was trained, beside the policy. */
@@ -412,7 +392,8 @@ static pl_status record(
     const int total = r->batch.n_groups * r->batch.n;
     const pl_status st =
         pl_rollouts_write(run_dir(r), r->state.step, r->batch.samples, total, rolled_out_by, err);
-    return st == PL_OK ? run_record_step(r->metrics, r->state.step, &r->batch, u, seconds, err)
+    return st == PL_OK ? run_record_step(r->metrics, r->state.step, &r->batch, u, seconds,
+                             run_has_learned(&r->config), err)
                        : st;
 }
 
@@ -459,32 +440,39 @@ static int same_response(const pl_response *a, const pl_response *b)
            memcmp(a->logprobs, b->logprobs, (size_t)a->n_tokens * sizeof *a->logprobs) == 0;
 }
 
-/* Held-out prompts with and without speculation, outputs compared. */
+/* Held-out prompts by each way of drafting, outputs compared with those of plain decoding. */
 static pl_status compare(run *r, run_comparison *c, pl_error *err)
 {
-    run_batch on;
+    static const pl_speculate ways[RUN_ARMS] = {
+        PL_SPECULATE_OFF, PL_SPECULATE_SUFFIX, PL_SPECULATE_FIRST, PL_SPECULATE_ON};
+    const int has_learned = run_has_learned(&r->config);
+    run_batch plain = {0};
     int n = (int)r->config.trainer.compare_prompts;
+    pl_status st = PL_OK;
 
     memset(c, 0, sizeof *c);
     if (!r->data.val || n == 0 || !r->config.speculative.enable)
         return PL_OK;
     n = n < r->data.val->n ? n : r->data.val->n;
-    pl_status st = evaluate(r, n, RUN_COMPARE_ON, "with", err);
-    if (st != PL_OK)
-        return st;
-    on = r->eval;
-    memset(&r->eval, 0, sizeof r->eval);
-    st = evaluate(r, n, RUN_COMPARE_OFF, "without", err);
-    if (st == PL_OK) {
-        c->n_samples = n * on.n;
-        c->n_tokens = on.n_tokens;
-        c->on_s = on.seconds;
-        c->off_s = r->eval.seconds;
-        c->acceptance = run_acceptance_length(&on.stats);
+    for (int k = 0; k < RUN_ARMS && st == PL_OK; k++) {
+        if (!has_learned && (ways[k] == PL_SPECULATE_SUFFIX || ways[k] == PL_SPECULATE_FIRST))
+            continue;
+        st = evaluate(r, n, RUN_COMPARE, ways[k], "compare", err);
+        if (st != PL_OK)
+            break;
+        c->arms[c->n_arms++] =
+            (run_arm){ways[k], r->eval.seconds, run_acceptance_length(&r->eval.stats)};
+        if (k == 0) {
+            plain = r->eval;
+            memset(&r->eval, 0, sizeof r->eval);
+            c->n_samples = n * plain.n;
+            c->n_tokens = plain.n_tokens;
+            continue;
+        }
         for (int i = 0; i < c->n_samples; i++)
-            c->n_different += !same_response(&on.responses[i], &r->eval.responses[i]);
+            c->n_different += !same_response(&plain.responses[i], &r->eval.responses[i]);
     }
-    run_batch_done(&on);
+    run_batch_done(&plain);
     return st;
 }
 
@@ -585,6 +573,7 @@ int run_loop(const run_config *c, double t0, int dry_run, int is_remote)
         .is_remote = is_remote,
         .log = {PL_LOG_INFO, STDERR_FILENO, isatty(STDERR_FILENO)},
         .report = {.is_tty = isatty(STDERR_FILENO), .t0 = t0},
+        .drafted_before = NAN,
         .lock_fd = -1};
 
     pl_status st = open_run(&r, dry_run, &err);

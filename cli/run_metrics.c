@@ -2,6 +2,7 @@
 #include "cli/run.h"
 
 #include <math.h>
+#include <string.h>
 
 run_lengths run_measure_lengths(const run_batch *b)
 {
@@ -28,13 +29,64 @@ double run_acceptance_length(const pl_engine_stats *s)
     return s->n_verify_steps > 0 ? 1.0 + (double)s->n_accepted / (double)s->n_verify_steps : 1.0;
 }
 
+static int count_marks(const run_batch *b, pl_reward_mark mark)
+{
+    int n = 0;
+    for (int i = 0; i < b->n_groups * b->n; i++)
+        n += b->marks[i] == mark;
+    return n;
+}
+
+/* Idle seconds are of workers from their drain to the step's last response. */
+static int drafting_metrics(pl_metric *m, const run_batch *b)
+{
+    static const char *const alpha[PL_EAGLE_DEPTH_MAX] = {"drafter/alpha_pos_1",
+        "drafter/alpha_pos_2", "drafter/alpha_pos_3", "drafter/alpha_pos_4", "drafter/alpha_pos_5",
+        "drafter/alpha_pos_6", "drafter/alpha_pos_7", "drafter/alpha_pos_8"};
+    const run_draft_figures *d = &b->drafting;
+    const pl_engine_stats *e = &b->stats;
+    int n = 0;
+
+    m[n++] = (pl_metric){"drafter/version", d->version};
+    m[n++] = (pl_metric){"drafter/optimizer_steps", (double)d->n_steps};
+    m[n++] = (pl_metric){"drafter/trained_tokens", (double)d->n_tokens};
+    m[n++] = (pl_metric){"drafter/dropped", (double)d->n_dropped};
+    m[n++] = (pl_metric){"drafter/published", (double)d->n_published};
+    m[n++] = (pl_metric){"drafter/rollbacks", (double)d->n_rollbacks};
+    m[n++] = (pl_metric){"drafter/swaps", (double)d->n_swaps};
+    m[n++] = (pl_metric){"drafter/accept_length", run_drafted_length(e)};
+    m[n++] =
+        (pl_metric){"rollout/spec_num_draft_learned", (double)e->n_draft_of[PL_SOURCE_LEARNED]};
+    m[n++] = (pl_metric){
+        "rollout/spec_num_accepted_learned", (double)e->n_accepted_of[PL_SOURCE_LEARNED]};
+    m[n++] = (pl_metric){"rollout/tail_throughput",
+        e->tail_s > 0 ? (double)e->n_tail_emitted / e->tail_s : (double)NAN};
+    m[n++] = (pl_metric){"bubble/idle_s", d->idle_s};
+    m[n++] = (pl_metric){"bubble/drafter_s", d->train_s};
+    m[n++] = (pl_metric){"bubble/gate_s", d->gate_s};
+    m[n++] = (pl_metric){"bubble/pack_s", d->pack_s};
+    m[n++] = (pl_metric){"bubble/wait_s", d->wait_s};
+    if (d->depth > 0)
+        m[n++] = (pl_metric){"drafter/loss", d->loss};
+    for (int i = 0; i < d->depth; i++)
+        m[n++] = (pl_metric){alpha[i], d->alpha[i]};
+    return n;
+}
+
+double run_drafted_length(const pl_engine_stats *s)
+{
+    return s->n_drafted_steps > 0 ? (double)s->n_drafted_emitted / (double)s->n_drafted_steps
+                                  : (double)NAN;
+}
+
 pl_status run_record_step(pl_metrics *metrics, int64_t step, const run_batch *b,
-    const pl_step_stats *u, double step_s, pl_error *err)
+    const pl_step_stats *u, double step_s, int has_learned, pl_error *err)
 {
     const pl_engine_stats *e = &b->stats;
     const run_lengths l = run_measure_lengths(b);
     const double drafted = e->n_draft > 0 ? (double)e->n_accepted / (double)e->n_draft : NAN;
-    const pl_metric m[] = {
+    enum { DRAFTING_MAX = 32 };
+    const pl_metric own[] = {
         {"critic/rewards/mean", run_batch_reward(b)},
         {"critic/rewards/max", l.reward_max},
         {"critic/rewards/min", l.reward_min},
@@ -52,6 +104,14 @@ pl_status run_record_step(pl_metrics *metrics, int64_t step, const run_batch *b,
         {"rollout/spec_accept_length", run_acceptance_length(e)},
         {"rollout/spec_accept_rate", drafted},
         {"rollout/zero_std/count", u->n_zero_std_groups},
+        {"reward/timed_out", count_marks(b, PL_REWARD_TIMED_OUT)},
+        {"reward/failed", count_marks(b, PL_REWARD_FAILED)},
+        {"reward/retries", (double)b->events.reward_retries},
+        {"audit/refused", (double)b->events.refused},
+        {"workers/lost", (double)b->events.lost},
+        {"workers/quarantined", (double)b->events.quarantined},
+        {"workers/leased_again", (double)b->events.leased_again},
+        {"workers/recomputed_tokens", (double)b->events.recomputed_tokens},
         {"training/rollout_ratio_max_abs_dev", u->ratio_max_abs_dev},
         {"training/rollout_logprob_mismatches", (double)u->logprob_mismatches},
         {"perf/total_num_tokens", (double)e->n_emitted},
@@ -62,5 +122,10 @@ pl_status run_record_step(pl_metrics *metrics, int64_t step, const run_batch *b,
         {"timing_s/update_actor", u->update_s},
         {"timing_s/step", step_s},
     };
-    return pl_metrics_put(metrics, step, m, (int)(sizeof m / sizeof m[0]), err);
+    pl_metric m[sizeof own / sizeof own[0] + DRAFTING_MAX];
+    int n = (int)(sizeof own / sizeof own[0]);
+    memcpy(m, own, sizeof own);
+    if (has_learned)
+        n += drafting_metrics(m + n, b);
+    return pl_metrics_put(metrics, step, m, n, err);
 }

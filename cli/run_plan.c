@@ -24,6 +24,21 @@ static size_t memory_available(void)
     return bytes;
 }
 
+/* Of one engine: who serves, and where it is trained the training's state, gradients and
+ * activations, and copies for the gate. */
+static size_t drafter_bytes(const run_config *c, const pl_arch *a, int n_threads)
+{
+    enum { GATE_COPIES = 3 };
+    pl_eagle_train_options o;
+
+    if (!run_has_learned(c))
+        return 0;
+    if (!c->speculative.train)
+        return pl_eagle_plan(a, 0);
+    run_drafting_train_options(c, &o);
+    return (2 + GATE_COPIES) * pl_eagle_plan(a, 0) + pl_eagle_trainer_plan(a, 0, &o, n_threads);
+}
+
 void run_plan_make(
     const run_config *c, const pl_arch *a, int longest_prompt, int n_threads, run_plan *out)
 {
@@ -36,14 +51,16 @@ void run_plan_make(
     run_engine_options(c, max_len, &o);
     out->weights = pl_model_plan(a, 1);
     out->n_workers = (int)c->rollout.num_workers;
-    if (out->n_workers == 0)
+    if (out->n_workers == 0) {
         out->passes = pl_engine_plan(a, &o, n_threads);
-    else /* each has weights of its own, and its share of the threads */
+        out->drafter = drafter_bytes(c, a, n_threads);
+    } else /* each has weights of its own, and its share of the threads */
         out->workers =
             (size_t)out->n_workers *
             (pl_model_plan(a, 0) + OTHER_BYTES +
+                drafter_bytes(c, a, (n_threads + out->n_workers - 1) / out->n_workers) +
                 pl_engine_plan(a, &o, (n_threads + out->n_workers - 1) / out->n_workers));
-    const size_t taken = out->weights + out->passes + out->workers + OTHER_BYTES;
+    const size_t taken = out->weights + out->passes + out->workers + out->drafter + OTHER_BYTES;
     pl_trainer_plan_get(
         a, &c->actor, max_len, n_threads, available > taken ? available - taken : 0, &t);
     out->optimizer = t.masters + t.moments;
@@ -53,7 +70,7 @@ void run_plan_make(
     out->keep = t.keep;
     out->other = OTHER_BYTES;
     out->total = out->weights + out->optimizer + out->gradients + out->activations +
-                 out->reference + out->passes + out->workers + out->other;
+                 out->reference + out->passes + out->workers + out->drafter + out->other;
 }
 
 static void line(FILE *out, const char *what, size_t n, const char *note)
@@ -73,6 +90,7 @@ void run_plan_print(const run_plan *p, FILE *out)
                 : "of one micro-batch, layers computed again in the backward");
     line(out, "reference policy", p->reference, "bf16");
     line(out, "rollout engine", p->passes, "KV pages and the workspace of a pass");
+    line(out, "learned drafter", p->drafter, "weights, and what its training takes");
     if (p->n_workers > 0) {
         char note[64];
         snprintf(note, sizeof note, "%d of them: weights, KV pages, the workspace of a pass",

@@ -30,7 +30,14 @@ typedef struct remote {
     uint64_t batch;       /* its id; UINT64_MAX: none */
     int n_ready;
     pl_msg_batch progress; /* what the coordinator last said of it */
+    pl_msg_batch counted;  /* its counters as they were last looked at */
+    uint64_t counted_epoch;
+    run_events events; /* since the last step */
     double groups_at, want_at;
+    run_figures figures; /* of the batch at hand */
+    int is_collected;
+    double moved_at, told_at; /* a result or a reward came; the stall was reported */
+    int moved;                /* how many there were then */
 } remote;
 
 /* A coordinator that began anew may have another batch at hand. */
@@ -53,6 +60,23 @@ static pl_status begin(void *self, uint32_t version, pl_error *err)
     if (st == PL_OK)
         run_wire_say_version(&r->w);
     return st;
+}
+
+/* ---- what workers tell of the drafter ---- */
+
+static void on_drafter(void *ctx, const pl_msg *m)
+{
+    remote *r = ctx;
+
+    if (!r->scorer->batch)
+        return;
+    if (m->h.type == PL_MSG_DRAFTER) {
+        run_figures_version(&r->figures, &r->w, &m->u.drafter);
+    } else if (m->u.drafting.batch == r->batch && r->scorer->batch->responses) {
+        run_figures_take(&r->figures, &m->u.drafting);
+        if (r->is_collected)
+            run_figures_sum(&r->figures, r->scorer->batch);
+    }
 }
 
 /* ---- a batch ---- */
@@ -245,6 +269,20 @@ static void show(const remote *r, run_batch *b)
     run_progress(b->report, b->phase, (double)b->n_done / total, detail);
 }
 
+/* The counters of a coordinator begin at 0; what it counted before this trainer came is of others.
+ */
+static void count_events(remote *r, const pl_msg_batch *m)
+{
+    if (r->counted_epoch != r->w.epoch)
+        r->counted = r->counted_epoch ? (pl_msg_batch){0} : *m;
+    r->counted_epoch = r->w.epoch;
+    r->events.lost += (int64_t)m->n_lost - r->counted.n_lost;
+    r->events.quarantined += (int64_t)m->n_quarantined - r->counted.n_quarantined;
+    r->events.leased_again += (int64_t)(m->n_leased_again - r->counted.n_leased_again);
+    r->events.recomputed_tokens += (int64_t)(m->n_recomputed - r->counted.n_recomputed);
+    r->counted = *m;
+}
+
 static pl_status take(
     remote *r, run_batch *b, const pl_msg *m, const run_sampling *s, pl_error *err)
 {
@@ -258,6 +296,7 @@ static pl_status take(
         take_reward(r, &m->u.reward);
         return PL_OK;
     case PL_MSG_BATCH:
+        count_events(r, &m->u.batch);
         if (m->u.batch.batch == b->id) {
             r->progress = m->u.batch;
             show(r, b);
@@ -266,22 +305,6 @@ static pl_status take(
     default:
         return PL_OK;
     }
-}
-
-/* Counters of the engines that generated it, as far as responses carry them. */
-static void sum_stats(run_batch *b)
-{
-    pl_engine_stats *s = &b->stats;
-
-    memset(s, 0, sizeof *s);
-    for (int i = 0; i < b->n_groups * b->n; i++) {
-        const pl_response *x = &b->responses[i];
-        s->n_emitted += x->n_tokens;
-        s->n_verify_steps += x->spec_num_verify_steps;
-        s->n_draft += x->spec_num_draft_tokens;
-        s->n_accepted += x->spec_num_accepted_tokens;
-    }
-    b->n_tokens = s->n_emitted;
 }
 
 static pl_status open_batch(remote *r, run_batch *b, pl_error *err)
@@ -293,6 +316,8 @@ static pl_status open_batch(remote *r, run_batch *b, pl_error *err)
     const pl_status st = run_batch_begin(b, err);
     if (st != PL_OK)
         return st;
+    run_figures_clear(&r->figures);
+    r->is_collected = 0;
     free(r->state);
     free(r->refused);
     r->state = calloc(total, 1);
@@ -305,6 +330,24 @@ static pl_status open_batch(remote *r, run_batch *b, pl_error *err)
     r->groups_at = 0;
     b->seconds = 0;
     return PL_OK;
+}
+
+/* The coordinator tells of workers, and knows nothing of rewards that are awaited here. */
+static void watch_rewards(remote *r, const run_batch *b)
+{
+    const double now = run_seconds(), stall_s = (double)r->w.config->trainer.stall_seconds;
+    const int moved = r->n_ready + b->n_done;
+    char what[160];
+
+    if (moved != r->moved || !r->scorer->rewarder ||
+        pl_rewarder_describe(r->scorer->rewarder, what, sizeof what) == 0) {
+        r->moved = moved;
+        r->moved_at = r->told_at = now;
+    } else if (stall_s > 0 && now - r->told_at >= stall_s) {
+        pl_log_warn(
+            r->w.log, "stall: awaited by the trainer for %.0f s: %s", now - r->moved_at, what);
+        r->told_at = now;
+    }
 }
 
 static pl_status collect(void *self, run_batch *b, const run_sampling *s, pl_error *err)
@@ -320,7 +363,7 @@ static pl_status collect(void *self, run_batch *b, const run_sampling *s, pl_err
     r->scorer->batch = b;
     r->scorer->scored = on_scored;
     r->scorer->ctx = r;
-    r->want_at = t0;
+    r->want_at = r->moved_at = r->told_at = t0;
     run_progress(b->report, b->phase, 0, "");
     while (st == PL_OK && r->n_ready < total) {
         st = say_again(r, b, s, err);
@@ -334,11 +377,19 @@ static pl_status collect(void *self, run_batch *b, const run_sampling *s, pl_err
             st = PL_OK;
         if (st == PL_OK)
             st = run_score_poll(r->scorer, 0, err);
+        watch_rewards(r, b);
     }
     run_progress_clear(b->report);
+    if (r->scorer->rewarder)
+        pl_rewarder_settle(r->scorer->rewarder);
     b->seconds += run_seconds() - t0;
+    b->events.lost = r->events.lost;
+    b->events.quarantined = r->events.quarantined;
+    b->events.leased_again = r->events.leased_again;
+    b->events.recomputed_tokens = r->events.recomputed_tokens;
+    r->is_collected = st == PL_OK;
     if (st == PL_OK)
-        sum_stats(b);
+        run_figures_sum(&r->figures, b);
     else if (r->scorer->rewarder)
         pl_rewarder_clear(r->scorer->rewarder);
     return st;
@@ -366,6 +417,7 @@ static pl_status refuse(void *self, run_batch *b, pl_error *err)
             continue;
         r->refused[i] = (refusal){r->refused[i].attempt + 1, (uint32_t)x->audit, position_of(x)};
         say_refuse(r, i);
+        b->events.refused++;
         run_batch_forget(b, i);
         r->n_ready -= r->state[i] == READY;
         r->state[i] = AWAITED;
@@ -405,6 +457,7 @@ static pl_status consume(
     pl_msg m, record = {0};
     double said_at = 0, stop_at = 0;
 
+    memset(&r->events, 0, sizeof r->events); /* the batch has them, and is recorded */
     pl_status st = run_wire_publish(&r->w, version, err);
     if (st != PL_OK)
         return st;
@@ -488,6 +541,7 @@ static void remote_close(void *self)
     if (!r)
         return;
     run_wire_close(&r->w);
+    run_figures_done(&r->figures);
     free(r->state);
     free(r->refused);
     free(r);
@@ -505,6 +559,8 @@ pl_status run_remote_open(run_source *out, const run_config *c, const cli_model 
     r->w.masters = masters;
     r->w.log = log;
     r->w.max_ctx = longest_prompt + (int)c->data.max_response_length;
+    r->w.on_drafter = on_drafter;
+    r->w.ctx = r;
     r->scorer = scorer;
     r->batch = UINT64_MAX;
     const pl_status st = run_wire_open(&r->w, err);

@@ -1,6 +1,8 @@
 /* cli/run_report.c - the step table, the progress bar, the closing table. */
 #include "cli/run.h"
 
+#include "tensor/tensor.h"
+
 #include <math.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -40,6 +42,19 @@ void run_progress_clear(const run_report *r)
         dprintf(STDERR_FILENO, "\r\033[K");
 }
 
+void run_print_heading(const run_config *c, const cli_model *m, const run_data *d)
+{
+    const pl_arch *a = pl_source_arch(m->source);
+    printf("model      %s: %d layers, hidden %d, vocabulary %d\n", c->rollout.model_path,
+        a->n_layers, a->n_embd, a->n_vocab);
+    printf("data       %d prompts to train on, %d held out; %lld prompts x %lld samples a step\n",
+        d->train->n, d->val ? d->val->n : 0, (long long)c->data.train_batch_size,
+        (long long)c->rollout.n);
+    printf("backend    %s on %d threads, numeric class %s\n", m->ops->name, pl_team_size(m->team),
+        PL_NUMERIC_CLASS);
+    printf("run        %s\n", c->trainer.default_local_dir);
+}
+
 void run_print_step(const run_step_line *l, int with_heading)
 {
     if (with_heading)
@@ -51,12 +66,62 @@ void run_print_step(const run_step_line *l, int with_heading)
     fflush(stdout);
 }
 
+void run_print_drafting(const run_draft_figures *d, const pl_engine_stats *s, double before)
+{
+    const double length = run_drafted_length(s);
+
+    printf("          drafter v%u", d->version);
+    if (!isnan(length))
+        printf("  accept %.2f", length);
+    if (!isnan(length) && !isnan(before))
+        printf(" (step before %.2f)", before);
+    if (d->idle_s > 0)
+        printf("  idle %.1f s", d->idle_s);
+    if (d->n_steps > 0 || d->train_s > 0)
+        printf(
+            "  trained %.1f s, %lld steps, loss %.2f", d->train_s, (long long)d->n_steps, d->loss);
+    for (int i = 0; i < d->depth; i++)
+        printf("%s%.2f", i == 0 ? ", alpha " : " ", d->alpha[i]);
+    if (d->gate_s > 0)
+        printf("  gate %.1f s", d->gate_s);
+    if (d->n_published > 0)
+        printf("  +%lld published", (long long)d->n_published);
+    if (d->n_rollbacks > 0)
+        printf(", %lld taken back", (long long)d->n_rollbacks);
+    printf("\n");
+    fflush(stdout);
+}
+
 static void print_change(double before, double after)
 {
     printf("  %-34s %8.3f -> %.3f", "held-out reward, before -> after", before, after);
     if (before > 0)
         printf("  (x %.2f)", after / before);
     printf("\n");
+}
+
+static void print_arms(const run_comparison *c)
+{
+    static const char *const plain[] = {
+        "without speculation", "with speculation", "suffix drafter alone", "first learned drafter"};
+    const double off = (double)c->n_tokens / c->arms[0].seconds;
+
+    printf("  rollout tokens/s, held-out samples: %d\n", c->n_samples);
+    printf("    %-32s %8.1f\n", plain[PL_SPECULATE_OFF], off);
+    for (int k = 1; k < c->n_arms; k++) {
+        const run_arm *a = &c->arms[k];
+        const char *name = a->how == PL_SPECULATE_ON && c->n_arms == RUN_ARMS
+                               ? "learned drafter, trained on"
+                               : plain[a->how];
+        printf("    %-32s %8.1f  (x %.2f, acceptance length %.2f)\n", name,
+            (double)c->n_tokens / a->seconds, (double)c->n_tokens / a->seconds / off,
+            a->acceptance);
+    }
+    if (c->n_different == 0)
+        printf("    %-32s %s\n", "tokens and log-probs", "compared: same bits in every sample");
+    else
+        printf("    %-32s DIFFERENT in %d samples: law 1 is broken, please report this\n",
+            "tokens and log-probs", c->n_different);
 }
 
 void run_print_closing(
@@ -70,17 +135,7 @@ void run_print_closing(
     if (all->n_verify_steps > 0)
         printf("  %-34s %8.2f\n", "acceptance length, training rollouts",
             1.0 + (double)all->n_accepted / (double)all->n_verify_steps);
-    if (c->n_samples > 0) {
-        const double on = (double)c->n_tokens / c->on_s, off = (double)c->n_tokens / c->off_s;
-        printf("  rollout tokens/s, held-out samples: %d\n", c->n_samples);
-        printf("    %-32s %8.1f\n", "without speculation", off);
-        printf("    %-32s %8.1f  (x %.2f, acceptance length %.2f)\n", "with speculation", on,
-            on / off, c->acceptance);
-        if (c->n_different == 0)
-            printf("    %-32s %s\n", "tokens and log-probs", "compared: same bits in every sample");
-        else
-            printf("    %-32s DIFFERENT in %d samples: law 1 is broken, please report this\n",
-                "tokens and log-probs", c->n_different);
-    }
+    if (c->n_arms > 0)
+        print_arms(c);
     fflush(stdout);
 }

@@ -36,6 +36,7 @@ pl_status run_batch_begin(run_batch *b, pl_error *err)
     b->n_done = 0;
     b->n_tokens = 0;
     memset(&b->stats, 0, sizeof b->stats);
+    memset(&b->events, 0, sizeof b->events);
     b->responses = calloc((size_t)total, sizeof *b->responses);
     b->samples = calloc((size_t)total, sizeof *b->samples);
     b->marks = calloc((size_t)total, 1);
@@ -133,10 +134,15 @@ static void take_reward(void *ctx, int64_t id, float score, pl_reward_mark mark)
 
 pl_status run_score_poll(run_scorer *s, int timeout_ms, pl_error *err)
 {
+    pl_rewarder_stats before, after;
+
     if (!s->rewarder || pl_rewarder_pending(s->rewarder) == 0)
         return PL_OK;
     s->err.code = PL_OK;
+    pl_rewarder_stats_get(s->rewarder, &before);
     const pl_status st = pl_rewarder_poll(s->rewarder, timeout_ms, take_reward, s, err);
+    pl_rewarder_stats_get(s->rewarder, &after);
+    s->batch->events.reward_retries += after.n_retries - before.n_retries;
     if (st == PL_OK && s->err.code != PL_OK) {
         *err = s->err;
         return err->code;

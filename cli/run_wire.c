@@ -44,8 +44,10 @@ static void keep_alive(run_wire *w)
             .n_threads = (uint32_t)pl_team_size(w->m->team)};
         run_wire_say(w, &m, PL_MSG_HELLO);
     } else if (w->welcomed && run_is_due(&w->status_at, w->heartbeat_s)) {
-        m.u.status = (pl_msg_status){
-            .state = PL_WORKER_BUSY, .policy_version = w->version, .batch = w->batch};
+        m.u.status = (pl_msg_status){.state = PL_WORKER_BUSY,
+            .policy_version = w->version,
+            .batch = w->batch,
+            .drafter_version = w->drafter};
         run_wire_say(w, &m, PL_MSG_STATUS);
     }
 }
@@ -91,6 +93,16 @@ static pl_status reconnect_if_silent(run_wire *w, pl_error *err)
     return pl_socket_connect(&w->socket, w->ipc, w->address, PL_ROLE_TRAINER, err);
 }
 
+/* What is told of the drafter concerns no dialogue.  1: it was that. */
+static int take_drafter(run_wire *w, const pl_msg *m)
+{
+    if (m->h.type != PL_MSG_DRAFTING && m->h.type != PL_MSG_DRAFTER)
+        return 0;
+    if (w->on_drafter && m->h.epoch == w->epoch)
+        w->on_drafter(w->ctx, m);
+    return 1;
+}
+
 pl_status run_wire_listen(run_wire *w, int timeout_ms, pl_msg *m, pl_error *err)
 {
     keep_alive(w);
@@ -124,6 +136,8 @@ pl_status run_wire_listen(run_wire *w, int timeout_ms, pl_msg *m, pl_error *err)
     default:
         if (m->h.epoch > w->epoch)
             w->welcomed = 0; /* it began anew: say HELLO */
+        if (take_drafter(w, m))
+            return PL_E_TIMEOUT;
         return m->h.epoch == w->epoch ? PL_OK : PL_E_TIMEOUT;
     }
 }
@@ -139,6 +153,8 @@ void run_wire_alive(run_wire *w)
             break;
         else if (m.h.type == PL_MSG_REJECT && m.h.epoch >= w->epoch)
             (void)rejected(w, &m.u.reject, &ignored);
+        else
+            (void)take_drafter(w, &m);
 }
 
 /* ---- weights ---- */
@@ -221,7 +237,7 @@ pl_status run_wire_open(run_wire *w, pl_error *err)
     if (st == PL_OK)
         st = run_weights_address(w->dir, o->listen, weights, sizeof weights, err);
     const pl_publisher_options po = {
-        .address = weights, .max_contents = 2 * KEPT_VERSIONS, .max_bytes = 64 << 20};
+        .address = weights, .max_contents = 4 * KEPT_VERSIONS, .max_bytes = 64 << 20};
     if (st == PL_OK)
         st = pl_publisher_new(&w->publisher, w->ipc, &po, w->log, err);
     return st;
@@ -229,6 +245,10 @@ pl_status run_wire_open(run_wire *w, pl_error *err)
 
 void run_wire_close(run_wire *w)
 {
+    pl_msg leave = {0};
+
+    if (w->socket && w->welcomed) /* it ends by itself: nobody has lost it */
+        run_wire_say(w, &leave, PL_MSG_LEAVE);
     pl_socket_close(w->socket);
     pl_publisher_free(w->publisher);
     pl_ipc_free(w->ipc);

@@ -17,6 +17,10 @@ typedef struct run_wire {
     char dir[PL_CONFIG_STR + 16]; /* of the run, absolute */
     char host[64], address[512];
     uint64_t batch; /* at hand, for STATUS */
+    /* DRAFTING and DRAFTER, whenever they come. */
+    void (*on_drafter)(void *ctx, const pl_msg *m);
+    uint32_t drafter; /* newest version that was heard of, for STATUS */
+    void *ctx;
 
     pl_ipc *ipc;
     pl_socket *socket;
@@ -53,5 +57,20 @@ void run_wire_alive(run_wire *w);
 /* Write the policy as version `version`, durable, and hold it for those who fetch it. */
 pl_status run_wire_publish(run_wire *w, uint32_t version, pl_error *err);
 void run_wire_say_version(run_wire *w);
+
+/* ---- run_figures.c: what workers tell of the drafter ---- */
+
+typedef struct run_figures {
+    struct run_worker_figures *list; /* [n] of the batch at hand */
+    int n;
+    int64_t n_published, n_rollbacks;
+} run_figures;
+void run_figures_clear(run_figures *f); /* another batch begins */
+void run_figures_done(run_figures *f);
+void run_figures_take(run_figures *f, const pl_msg_drafting *m);
+/* b's stats and drafting, from its responses and what was taken. */
+void run_figures_sum(const run_figures *f, run_batch *b);
+/* A version was published: say it, and serve it to other machines. */
+void run_figures_version(run_figures *f, run_wire *w, const pl_msg_drafter *d);
 
 #endif

@@ -16,6 +16,7 @@
 enum {
     ARGS_MAX = 20,
     RESTARTS_MAX = 5, /* a minute and process */
+    EXIT_PEER = 69,   /* cli_report of PL_E_PEER */
     POLL_MS = 200,
     FAREWELL_S = 3, /* of the coordinator, once the run is complete */
     GRACE_S = 15    /* between SIGTERM and SIGKILL */
@@ -165,6 +166,9 @@ static void on_end(supervisor *s, child *c, int sig, int code)
     pl_error err = {0};
 
     forget(c);
+    /* Its place was taken: a supervisor that was killed had just started one as well. */
+    if (sig == 0 && code == EXIT_PEER && adopt(s, c))
+        return;
     if (sig == 0) {
         c->is_over = 1;
         c->code = code;
@@ -381,6 +385,78 @@ static pl_status check_orphans(const supervisor *s, pl_error *err)
         s->dir, (int)trainer, (int)trainer);
 }
 
+/* An address or keys that cannot work are said before anything is started.  A coordinator that was
+ * left by a lost supervisor has the address already. */
+static pl_status check_wire(const run_config *c, pl_error *err)
+{
+    const run_supervise_options *o = &c->wire;
+    const pl_ipc_options io = {.keys = o->keys, .is_server = 1};
+    pl_socket *probe = NULL;
+    pl_ipc *ipc = NULL;
+
+    if (!o->listen || run_is_locked(c->trainer.default_local_dir, "coordinator.lock"))
+        return PL_OK;
+    pl_status st = pl_ipc_new(&ipc, &io, NULL, err);
+    if (st == PL_OK)
+        st = pl_socket_bind(&probe, ipc, o->listen, err);
+    pl_socket_close(probe);
+    pl_ipc_free(ipc);
+    return st == PL_OK ? st : pl_wrap(err, st, "--listen");
+}
+
+static void warn_of_cores(const supervisor *s)
+{
+    cpu_set_t all;
+    const int n = (int)s->config->rollout.num_workers;
+
+    sched_getaffinity(0, sizeof all, &all);
+    if (n > 2 * CPU_COUNT(&all))
+        pl_log_warn(&s->log,
+            "rollout.num_workers is %d and there are %d cores: workers share them, which is slower "
+            "than %d of them; continuing",
+            n, CPU_COUNT(&all), CPU_COUNT(&all));
+}
+
+/* ---- what is left behind ---- */
+
+static void remove_socket(const char *address)
+{
+    const char *path = address + strlen("ipc://");
+    char dir[512];
+
+    (void)unlink(path);
+    snprintf(dir, sizeof dir, "%.*s", (int)(strrchr(path, '/') - path), path);
+    if (strstr(dir, "/paceline-")) /* a short place for the sockets of a long path */
+        (void)rmdir(dir);
+}
+
+/* Nobody is there any more, and nobody begins while RUN/lock is held: it alone stays.  Killed
+ * processes leave their sockets, and a worker that finds an endpoint waits for it. */
+static void tidy(const supervisor *s)
+{
+    char address[512], path[sizeof s->dir + 64], name[48];
+    pl_error ignored = {0};
+
+    for (int i = 0; i < s->n; i++) {
+        lock_name(&s->children[i], name);
+        if (run_is_locked(s->dir, name))
+            return;
+    }
+    for (int i = 0; i < s->n; i++) {
+        lock_name(&s->children[i], name);
+        snprintf(path, sizeof path, "%s/%s", s->dir, name);
+        (void)unlink(path);
+    }
+    snprintf(path, sizeof path, "%s/endpoint", s->dir);
+    (void)unlink(path);
+    if (run_weights_address(s->dir, NULL, address, sizeof address, &ignored) == PL_OK)
+        remove_socket(address);
+    if (run_coordinator_address(s->dir, address, sizeof address, &ignored) == PL_OK)
+        remove_socket(address);
+}
+
+/* ---- from start to end ---- */
+
 /* Until the trainer is done, something failed, or a signal came. */
 static void watch(supervisor *s)
 {
@@ -420,6 +496,7 @@ static int finish(supervisor *s)
         s->failed = s->children[TRAINER].code;
         stop(s, COORDINATOR, s->n, GRACE_S);
     }
+    tidy(s);
     for (int i = 0; i < s->n; i++) {
         forget(&s->children[i]);
         for (int k = 0; k < s->children[i].n_args; k++)
@@ -435,15 +512,19 @@ int run_supervise(const run_config *c)
     pl_error err = {0};
     int lock_fd = -1;
 
-    pl_status st = run_lock_directory(c->trainer.default_local_dir, &lock_fd, &err);
+    pl_status st = check_wire(c, &err);
+    if (st == PL_OK)
+        st = run_lock_directory(c->trainer.default_local_dir, &lock_fd, &err);
     if (st == PL_OK)
         st = run_absolute(c->trainer.default_local_dir, s.dir, sizeof s.dir, &err);
     if (st == PL_OK)
         st = check_orphans(&s, &err);
     if (st == PL_OK)
         st = run_config_write(c, &err);
-    if (st == PL_OK)
+    if (st == PL_OK) {
+        warn_of_cores(&s);
         st = start_all(&s, &err);
+    }
     if (st == PL_OK)
         watch(&s);
     else

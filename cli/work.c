@@ -1,30 +1,17 @@
 /* cli/work.c - paceline worker: joins a run, here or on another machine, and leaves it again. */
-#include "cli/run.h"
+#include "cli/work.h"
 #include "cli/version.h"
 #include "core/file.h"
-#include "rollout/worker.h"
 #include "tensor/tensor.h"
 
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { PATIENCE_S = 60, FETCH_TIMEOUT_MS = 30000 };
-
-typedef struct work {
-    pl_worker_options o;
-    int64_t threads;
-    const char *isa;
-    pl_log log;
-    pl_ipc *ipc;
-    char host[64];
-    run_config config; /* of the run, from WELCOME */
-    cli_model m;       /* model NULL: nothing loaded yet */
-    pl_engine *engine;
-    char cache[PL_CONFIG_STR + 32]; /* what was fetched; empty until then */
-} work;
+enum { PATIENCE_S = 60 };
 
 typedef struct life { /* of a long call: the coordinator hears from us */
     void (*keep_alive)(void *);
@@ -40,8 +27,7 @@ static int on_fetched(void *ctx, uint64_t done, uint64_t total)
     return cli_stop > 0;
 }
 
-/* A directory of our own for what comes over the wire. */
-static pl_status make_cache(work *w, pl_error *err)
+pl_status work_make_cache(work *w, pl_error *err)
 {
     const char *base = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
 
@@ -59,9 +45,9 @@ static pl_status make_cache(work *w, pl_error *err)
     return st;
 }
 
-/* Where chunks are served, as this machine reaches it: the trainer names the address that it bound,
- * which may be 0.0.0.0; it is on the host of the coordinator. */
-static void reach(const work *w, const char *endpoint, char *out, size_t n)
+/* Who serves names the address that it bound, which may be 0.0.0.0; it is on the host of the
+ * coordinator. */
+void work_reach(const work *w, const char *endpoint, char *out, size_t n)
 {
     const char *host_end = strrchr(w->o.address, ':'), *port = strrchr(endpoint, ':');
 
@@ -76,45 +62,53 @@ static pl_status fetch(work *w, const pl_msg_version *v, const life *l, pl_error
 {
     char path[sizeof w->cache + 32], endpoint[512];
 
-    reach(w, v->endpoint, endpoint, sizeof endpoint);
-    pl_status st = make_cache(w, err);
+    work_reach(w, v->endpoint, endpoint, sizeof endpoint);
+    pl_status st = work_make_cache(w, err);
     if (st == PL_OK && !w->engine) {
         snprintf(path, sizeof path, "%s/" PL_BUNDLE_FILE, w->cache);
-        st = pl_fetch(w->ipc, endpoint, &v->bundle, v->n_bundle, path, FETCH_TIMEOUT_MS, on_fetched,
+        st = pl_fetch(w->ipc, endpoint, &v->bundle, v->n_bundle, path, WORK_FETCH_MS, on_fetched,
             (void *)(uintptr_t)l, err);
         if (st == PL_OK)
             st = pl_bundle_unpack(path, w->cache, err);
     }
     snprintf(path, sizeof path, "%s/model.safetensors", w->cache);
     if (st == PL_OK)
-        st = pl_fetch(w->ipc, endpoint, &v->hash, v->n_bytes, path, FETCH_TIMEOUT_MS, on_fetched,
+        st = pl_fetch(w->ipc, endpoint, &v->hash, v->n_bytes, path, WORK_FETCH_MS, on_fetched,
             (void *)(uintptr_t)l, err);
     return st == PL_OK ? st : pl_wrap(err, st, "weights of version %u", v->version);
+}
+
+pl_status work_check_file(
+    const work *w, const char *path, const pl_hash *root, uint64_t n_bytes, pl_error *err)
+{
+    pl_file f = {0};
+    pl_hash is;
+
+    pl_status st = pl_file_open(&f, path, err);
+    if (st != PL_OK)
+        return st;
+    st = pl_content_hash(f.data, f.size, w->o.n_threads, NULL, &is, err);
+    if (st == PL_OK && (f.size != n_bytes || memcmp(is.b, root->b, sizeof is.b) != 0))
+        st = pl_fail(err, PL_E_FORMAT,
+            "'%s' is not the weights that were announced: it was changed on disk", path);
+    pl_file_close(&f);
+    return st;
 }
 
 /* On the trainer's machine the files are there; that they are the ones is checked all the same. */
 static pl_status check_files(const work *w, const pl_msg_version *v, const life *l, pl_error *err)
 {
     char path[PL_CONFIG_STR + 128];
-    pl_file f = {0};
-    pl_hash root;
 
     snprintf(path, sizeof path, "%s/model.safetensors", v->dir);
-    pl_status st = pl_file_open(&f, path, err);
-    if (st != PL_OK)
-        return st;
     l->keep_alive(l->ctx);
-    st = pl_content_hash(f.data, f.size, w->o.n_threads, NULL, &root, err);
+    const pl_status st = work_check_file(w, path, &v->hash, v->n_bytes, err);
     l->keep_alive(l->ctx);
-    if (st == PL_OK && (f.size != v->n_bytes || memcmp(root.b, v->hash.b, sizeof root.b) != 0))
-        st = pl_fail(err, PL_E_FORMAT,
-            "'%s' is not the weights that version %u names: it was changed on disk", path,
-            v->version);
-    pl_file_close(&f);
-    return st;
+    return st == PL_OK ? st : pl_wrap(err, st, "version %u", v->version);
 }
 
-static pl_status open_engine(work *w, const char *dir, const pl_msg_version *v, pl_error *err)
+static pl_status open_engine(
+    work *w, const char *dir, const pl_msg_version *v, const life *l, pl_error *err)
 {
     const cli_model_options mo = {.path = dir, .isa = w->isa, .threads = w->threads};
     pl_engine_options eo;
@@ -123,9 +117,17 @@ static pl_status open_engine(work *w, const char *dir, const pl_msg_version *v, 
     if (st != PL_OK)
         return st;
     run_engine_options(&w->config, (int)v->max_ctx, &eo);
+    l->keep_alive(l->ctx);
     st = pl_engine_new(&w->engine, w->m.model, w->m.tokenizer, &eo, &w->log, err);
-    if (st != PL_OK)
-        cli_model_close(&w->m);
+    l->keep_alive(l->ctx);
+    if (st == PL_OK && run_has_learned(&w->config))
+        st = run_drafting_open(&w->drafting, &w->config, w->run_dir[0] ? w->run_dir : NULL,
+            w->o.name, &w->m, w->engine, &w->log, err);
+    if (st == PL_OK)
+        return st;
+    pl_engine_free(w->engine);
+    w->engine = NULL;
+    cli_model_close(&w->m);
     return st;
 }
 
@@ -155,7 +157,7 @@ static pl_status load(void *ctx, const pl_msg_version *v, void (*keep_alive)(voi
         st = is_here ? check_files(w, v, &l, err) : fetch(w, v, &l, err);
         dir = is_here ? v->dir : w->cache;
         if (st == PL_OK)
-            st = w->engine ? reload(w, dir, err) : open_engine(w, dir, v, err);
+            st = w->engine ? reload(w, dir, err) : open_engine(w, dir, v, &l, err);
     }
     if (st == PL_OK)
         st = pl_engine_new_version(w->engine, v->version, err);
@@ -183,14 +185,24 @@ static pl_status work_all(
 {
     const int is_local = strncmp(connect, "tcp://", 6) != 0;
     const pl_ipc_options io = {.keys = keys};
-    const pl_worker_io callbacks = {
-        .ctx = w, .load = load, .should_stop = should_stop, .joined = joined};
+    const pl_worker_io callbacks = {.ctx = w,
+        .load = load,
+        .speculate = work_speculate,
+        .should_stop = should_stop,
+        .joined = joined,
+        .train = is_local ? work_train : NULL,
+        .train_end = work_train_end,
+        .drafter = work_drafter,
+        .drafting = work_figures,
+        .publish = work_publish};
     char address[512], lock[80];
     int fd = -1;
     pl_status st = PL_OK;
 
     snprintf(address, sizeof address, "%s", connect);
-    if (is_local && name) { /* one of the supervisor's */
+    if (is_local)
+        st = run_absolute(connect, w->run_dir, sizeof w->run_dir, err);
+    if (st == PL_OK && is_local && name) { /* one of the supervisor's */
         snprintf(lock, sizeof lock, "%.64s.lock", name);
         st = run_lock(connect, lock, &fd, err);
     }
@@ -202,6 +214,7 @@ static pl_status work_all(
     if (st == PL_OK)
         st = pl_work(&w->o, &callbacks, w->ipc, &w->log, err);
     pl_ipc_free(w->ipc);
+    run_drafting_close(w->drafting);
     pl_engine_free(w->engine);
     cli_model_close(&w->m);
     if (w->cache[0]) {
@@ -281,6 +294,9 @@ int cmd_worker(int argc, char **argv)
     run_host(w.host);
     /* One that was killed keeps its name for a while: the next one has another. */
     snprintf(own_name, sizeof own_name, "%.32s.%d", name ? name : w.host, (int)getpid());
+    char process_name[16]; /* as the kernel keeps it */
+    snprintf(process_name, sizeof process_name, "pl-%.12s", name ? name : "worker");
+    (void)prctl(PR_SET_NAME, process_name);
     w.o = (pl_worker_options){.name = own_name,
         .numeric_class = PL_NUMERIC_CLASS,
         .build = PL_VERSION " " PL_COMMIT,

@@ -66,9 +66,22 @@ bench train 1 "$number|null"
 bench start 1 null
 bench memory 1 "$number" data.train_batch_size=2 rollout.n=2 data.max_response_length=8
 
+awk 'BEGIN {
+    for (i = 0; i < 70; i++) {
+        t = "2,3,4"
+        for (k = 0; k < i % 13; k++)
+            t = t ",5"
+        printf "{\"uid\":%d,\"prompt_ids\":[1,%d],\"tokens\":[%s]}\n", i, i / 8, t
+    }
+}' >"$dir/lengths.jsonl"
+bench idle 66 "$number" --rollouts "$dir/lengths.jsonl"
+bench checkpoint 4 "$number|null"
+bench preempt 4 "$number"
 refused 64 bench
 refused 64 bench nonsense
 refused 64 bench decode surplus
+refused 64 bench idle --quick --model "$dir/tiny"
+refused 66 bench idle --quick --model "$dir/tiny" --rollouts "$dir/absent"
 refused 66 bench decode --model "$dir/absent"
 refused 69 bench memory --quick --model "$dir/tiny" no.such.key=1
 

@@ -1,0 +1,135 @@
+/* cli/run_figures.c - what workers tell of the drafter, and what engines did, as one step's
+ * figures. */
+#include "cli/run_wire.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* The newest figures of a worker in the batch at hand. */
+struct run_worker_figures {
+    char name[64];
+    pl_msg_drafting m; /* its pointers are not valid */
+    float alpha[PL_DRAFTING_DEPTHS];
+};
+
+void run_figures_clear(run_figures *f)
+{
+    f->n = 0;
+    f->n_published = f->n_rollbacks = 0;
+}
+
+void run_figures_done(run_figures *f)
+{
+    free(f->list);
+    *f = (run_figures){0};
+}
+
+void run_figures_take(run_figures *f, const pl_msg_drafting *m)
+{
+    struct run_worker_figures *w = NULL;
+
+    for (int i = 0; i < f->n && !w; i++)
+        if (strncmp(f->list[i].name, m->worker, sizeof w->name - 1) == 0)
+            w = &f->list[i];
+    if (!w) {
+        struct run_worker_figures *more = realloc(f->list, (size_t)(f->n + 1) * sizeof *more);
+        if (!more)
+            return; /* figures only */
+        f->list = more;
+        w = &f->list[f->n++];
+        snprintf(w->name, sizeof w->name, "%s", m->worker);
+    }
+    w->m = *m;
+    w->m.worker = NULL;
+    memcpy(w->alpha, m->alpha.data, m->alpha.n * sizeof w->alpha[0]); /* at most that many */
+}
+
+static void add(run_batch *b, const struct run_worker_figures *w)
+{
+    run_draft_figures *d = &b->drafting;
+    pl_engine_stats *s = &b->stats;
+
+    d->version = w->m.drafter_version > d->version ? w->m.drafter_version : d->version;
+    d->idle_s += w->m.idle_ms * 1e-3;
+    d->train_s += w->m.train_ms * 1e-3;
+    d->gate_s += w->m.gate_ms * 1e-3;
+    d->pack_s += w->m.pack_ms * 1e-3;
+    d->wait_s += w->m.wait_ms * 1e-3;
+    d->n_steps += w->m.n_optimizer_steps;
+    d->n_dropped += w->m.n_dropped;
+    d->n_tokens += (int64_t)w->m.n_trained_tokens;
+    d->n_swaps += w->m.n_swaps;
+    s->n_drafted_steps += (int64_t)w->m.n_drafted_steps;
+    s->n_drafted_emitted += (int64_t)w->m.n_drafted_emitted;
+    s->n_draft_of[PL_SOURCE_LEARNED] += (int64_t)w->m.n_learned_draft;
+    s->n_accepted_of[PL_SOURCE_LEARNED] += (int64_t)w->m.n_learned_accepted;
+    s->n_draft_of[PL_SOURCE_SUFFIX] += (int64_t)w->m.n_suffix_draft;
+    s->n_accepted_of[PL_SOURCE_SUFFIX] += (int64_t)w->m.n_suffix_accepted;
+    s->n_tail_steps += (int64_t)w->m.n_tail_steps;
+    s->n_tail_emitted += (int64_t)w->m.n_tail_emitted;
+    s->tail_s += w->m.tail_ms * 1e-3;
+    s->draft_s += w->m.draft_ms * 1e-3;
+    if (w->m.n_optimizer_steps == 0)
+        return;
+    d->loss = (double)w->m.loss;
+    d->depth = (int)w->m.alpha.n;
+    for (int i = 0; i < d->depth; i++)
+        d->alpha[i] = (double)w->alpha[i];
+}
+
+void run_figures_sum(const run_figures *f, run_batch *b)
+{
+    pl_engine_stats *s = &b->stats;
+
+    memset(s, 0, sizeof *s);
+    b->drafting = (run_draft_figures){.n_published = f->n_published, .n_rollbacks = f->n_rollbacks};
+    for (int i = 0; i < b->n_groups * b->n; i++) {
+        const pl_response *x = &b->responses[i];
+        s->n_emitted += x->n_tokens;
+        s->n_verify_steps += x->spec_num_verify_steps;
+        s->n_draft += x->spec_num_draft_tokens;
+        s->n_accepted += x->spec_num_accepted_tokens;
+    }
+    for (int i = 0; i < f->n; i++)
+        add(b, &f->list[i]);
+    b->n_tokens = s->n_emitted;
+}
+
+/* The lead may go; this process stays, so it serves the version to other machines. */
+static pl_status serve(run_wire *w, pl_msg_drafter *d, pl_error *err)
+{
+    char path[PL_CONFIG_STR + 160];
+    uint64_t n = 0;
+
+    pl_status st = pl_bundle_write(d->dir, err);
+    snprintf(path, sizeof path, "%s/" PL_BUNDLE_FILE, d->dir);
+    if (st == PL_OK)
+        st = pl_publisher_add(w->publisher, path, d->version, &d->bundle, &d->n_bundle, err);
+    snprintf(path, sizeof path, "%s/model.safetensors", d->dir);
+    if (st == PL_OK)
+        st = pl_publisher_add(w->publisher, path, d->version, &d->hash, &n, err);
+    d->endpoint = pl_publisher_address(w->publisher);
+    return st;
+}
+
+void run_figures_version(run_figures *f, run_wire *w, const pl_msg_drafter *d)
+{
+    pl_error err = {0};
+    pl_msg m = {.u.drafter = *d};
+
+    if (d->version <= w->drafter)
+        return;
+    w->drafter = d->version;
+    f->n_published++;
+    f->n_rollbacks += d->rollback != 0;
+    pl_log_info(w->log, "event=%s version=%u parent=%u tau=%.2f before=%.2f se=%.2f",
+        d->rollback ? "drafter_taken_back" : "drafter_published", d->version, d->parent,
+        (double)d->tau, (double)d->tau_parent, (double)d->se);
+    if (!w->config->wire.listen || d->endpoint[0] || strcmp(d->host, w->host) != 0)
+        return;
+    if (serve(w, &m.u.drafter, &err) == PL_OK)
+        run_wire_say(w, &m, PL_MSG_DRAFTER);
+    else
+        pl_log_warn(
+            w->log, "drafter version %u is not served to other machines: %s", d->version, err.msg);
+}

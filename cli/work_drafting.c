@@ -1,0 +1,204 @@
+/* cli/work_drafting.c - the learned drafter in a worker: sessions of the spot trainer while it has
+ * nothing to roll out, versions that it makes, versions of others. */
+#include "cli/work.h"
+#include "core/file.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* ---- sessions ---- */
+
+typedef struct permission {
+    int (*keep_on)(void *);
+    void *ctx;
+} permission;
+
+static int is_wanted_back(void *ctx)
+{
+    const permission *p = ctx;
+    return !p->keep_on(p->ctx);
+}
+
+/* What others need to have the version: its files by their hashes. */
+static pl_status announce(work *w, const pl_spot_published *p, uint64_t session, pl_error *err)
+{
+    char path[sizeof w->announced_dir + 32];
+    pl_file f = {0};
+    pl_msg_drafter d = {.version = p->version,
+        .parent = p->parent,
+        .session = session,
+        .step = (uint64_t)p->step,
+        .dir = w->announced_dir,
+        .host = w->host,
+        .endpoint = "",
+        .tau = (float)p->tau,
+        .tau_parent = (float)p->tau_parent,
+        .se = (float)p->se,
+        .rollback = (uint32_t)p->is_rollback};
+
+    pl_status st = run_absolute(p->dir, w->announced_dir, sizeof w->announced_dir, err);
+    snprintf(path, sizeof path, "%s/model.safetensors", w->announced_dir);
+    if (st == PL_OK)
+        st = pl_file_open(&f, path, err);
+    if (st != PL_OK)
+        return st;
+    d.n_bytes = f.size;
+    st = pl_content_hash(f.data, f.size, w->o.n_threads, NULL, &d.hash, err);
+    pl_file_close(&f);
+    if (st == PL_OK)
+        w->announced = d;
+    return st;
+}
+
+pl_status work_train(
+    void *ctx, const pl_msg_train *t, int (*keep_on)(void *), void *k_ctx, pl_error *err)
+{
+    work *w = ctx;
+    permission p = {keep_on, k_ctx};
+    const run_session s = {.id = t->session,
+        .is_lead = t->is_lead != 0,
+        .workers = t->buffers,
+        .policy_version = t->policy_version};
+    pl_spot_published published;
+
+    if (!w->drafting)
+        return pl_fail(err, PL_E_CONFIG, "this run has no learned drafter");
+    const pl_status st = run_drafting_work(w->drafting, &s, is_wanted_back, &p, &published, err);
+    if (!published.version)
+        return st;
+    const pl_status announced = announce(w, &published, t->session, err);
+    return announced != PL_OK ? announced : st;
+}
+
+void work_train_end(void *ctx)
+{
+    work *w = ctx;
+    if (w->drafting)
+        run_drafting_end(w->drafting);
+}
+
+int work_publish(void *ctx, pl_msg_drafter *d)
+{
+    work *w = ctx;
+    if (!w->announced.version)
+        return 0;
+    *d = w->announced;
+    return 1;
+}
+
+/* ---- versions ---- */
+
+static int on_fetched(void *ctx, uint64_t done, uint64_t total)
+{
+    (void)ctx;
+    (void)done;
+    (void)total;
+    return cli_stop > 0;
+}
+
+enum { DIR_ROOM = PL_CONFIG_STR + 128 };
+
+/* Over the wire, into the cache. */
+static pl_status fetch(work *w, const pl_msg_drafter *d, char dir[DIR_ROOM], pl_error *err)
+{
+    char path[PL_CONFIG_STR + 192], endpoint[512];
+
+    if (!d->endpoint[0])
+        return pl_fail(
+            err, PL_E_PEER, "drafter version %u is on another machine and not served", d->version);
+    pl_status st = work_make_cache(w, err);
+    snprintf(dir, DIR_ROOM, "%s/drafter", w->cache);
+    if (st == PL_OK)
+        st = pl_dir_make(dir, err);
+    work_reach(w, d->endpoint, endpoint, sizeof endpoint);
+    snprintf(path, sizeof path, "%s/" PL_BUNDLE_FILE, dir);
+    if (st == PL_OK)
+        st = pl_fetch(
+            w->ipc, endpoint, &d->bundle, d->n_bundle, path, WORK_FETCH_MS, on_fetched, w, err);
+    if (st == PL_OK)
+        st = pl_bundle_unpack(path, dir, err);
+    snprintf(path, sizeof path, "%s/model.safetensors", dir);
+    if (st == PL_OK)
+        st = pl_fetch(
+            w->ipc, endpoint, &d->hash, d->n_bytes, path, WORK_FETCH_MS, on_fetched, w, err);
+    return st == PL_OK ? st : pl_wrap(err, st, "drafter version %u", d->version);
+}
+
+pl_status work_drafter(void *ctx, const pl_msg_drafter *d, pl_error *err)
+{
+    work *w = ctx;
+    char dir[DIR_ROOM], path[DIR_ROOM + 32];
+    pl_status st = PL_OK;
+
+    if (w->announced.version && d->version >= w->announced.version)
+        w->announced.version = 0;
+    if (!w->drafting || d->version == run_drafting_version(w->drafting))
+        return PL_OK;
+    snprintf(dir, sizeof dir, "%s", d->dir);
+    if (strcmp(d->host, w->host) == 0 && access(dir, R_OK) == 0) {
+        snprintf(path, sizeof path, "%s/model.safetensors", dir);
+        st = work_check_file(w, path, &d->hash, d->n_bytes, err);
+    } else {
+        st = fetch(w, d, dir, err);
+    }
+    return st == PL_OK ? run_drafting_serve(w->drafting, dir, d->version, err) : st;
+}
+
+void work_speculate(void *ctx, uint32_t how)
+{
+    work *w = ctx;
+    if (w->drafting)
+        run_drafting_speculate(w->drafting, how);
+    else
+        pl_engine_set_speculative(w->engine, how != PL_SPECULATE_OFF);
+}
+
+/* ---- figures ---- */
+
+static uint32_t ms(double s)
+{
+    return s > 0 ? (uint32_t)(s * 1000 + 0.5) : 0;
+}
+
+void work_figures(void *ctx, pl_msg_drafting *m)
+{
+    work *w = ctx;
+    run_draft_figures f = {0};
+    pl_engine_stats s;
+
+    if (!w->engine)
+        return;
+    if (m->batch != w->batch) { /* the first call of a batch: it began a moment ago */
+        w->batch = m->batch;
+        pl_engine_reset_stats(w->engine);
+        if (w->drafting)
+            run_drafting_reset(w->drafting);
+    }
+    if (w->drafting)
+        run_drafting_figures(w->drafting, &f);
+    pl_engine_get_stats(w->engine, &s);
+    for (int i = 0; i < f.depth && i < PL_DRAFTING_DEPTHS; i++)
+        w->alpha[i] = (float)f.alpha[i];
+    m->drafter_version = f.version;
+    m->train_ms = ms(f.train_s);
+    m->gate_ms = ms(f.gate_s);
+    m->pack_ms = ms(f.pack_s);
+    m->wait_ms = ms(f.wait_s);
+    m->n_optimizer_steps = (uint32_t)f.n_steps;
+    m->n_dropped = (uint32_t)f.n_dropped;
+    m->n_trained_tokens = (uint64_t)f.n_tokens;
+    m->loss = (float)f.loss;
+    m->alpha = (pl_span){w->alpha, (uint32_t)f.depth};
+    m->n_drafted_steps = (uint64_t)s.n_drafted_steps;
+    m->n_drafted_emitted = (uint64_t)s.n_drafted_emitted;
+    m->n_learned_draft = (uint64_t)s.n_draft_of[PL_SOURCE_LEARNED];
+    m->n_learned_accepted = (uint64_t)s.n_accepted_of[PL_SOURCE_LEARNED];
+    m->n_suffix_draft = (uint64_t)s.n_draft_of[PL_SOURCE_SUFFIX];
+    m->n_suffix_accepted = (uint64_t)s.n_accepted_of[PL_SOURCE_SUFFIX];
+    m->n_tail_steps = (uint64_t)s.n_tail_steps;
+    m->n_tail_emitted = (uint64_t)s.n_tail_emitted;
+    m->tail_ms = ms(s.tail_s);
+    m->draft_ms = ms(s.draft_s);
+    m->n_swaps = (uint32_t)f.n_swaps;
+}
