@@ -9,6 +9,8 @@
  *     uid        the sample under the number of one that another worker is likely to have
  *     sibling    the sample under the number of its sibling: prompt and log-probs are true
  *     second     a true RESULT, and then another one of the same sample
+ *     redraw     the sample as other noise would have drawn it: every token, its log-prob and all
+ *                that follows fit together, and only drawing it again tells
  *     prefix     in PROGRESS instead; then it dies, and others go on behind what it said
  */
 #include "ipc/ipc.h"
@@ -106,8 +108,35 @@ void __wrap_pl_coordinator_free(pl_coordinator *c)
     __real_pl_coordinator_free(c);
 }
 
+static const char *lie(void)
+{
+    const char *mode = getenv("LIE");
+    return mode ? mode : "";
+}
+
+static int is_lie(const char *mode)
+{
+    return strcmp(lie(), mode) == 0;
+}
+
+/* From the LIE_FROM-th sample on, if they are drawn from the start. */
+static pl_status submit_redrawn(pl_engine *e, const pl_request *r, pl_error *err)
+{
+    static int n_samples;
+    const char *from = getenv("LIE_FROM");
+    pl_request other = *r;
+
+    if (r->n_prefix == 0 && ++n_samples >= (from ? atoi(from) : 3)) {
+        other.noise_key ^= 1;
+        fprintf(stderr, "lied: redraw of sample %u\n", r->uid);
+    }
+    return __real_pl_engine_submit(e, &other, err);
+}
+
 pl_status __wrap_pl_engine_submit(pl_engine *e, const pl_request *r, pl_error *err)
 {
+    if (is_lie("redraw"))
+        return submit_redrawn(e, r, err);
     const pl_status st = __real_pl_engine_submit(e, r, err);
     see("event=runs uid=%u prefix=%d status=%d", r->uid, r->n_prefix, (int)st);
     return st;
@@ -125,17 +154,6 @@ pl_status __wrap_pl_engine_round(
 }
 
 /* ---- lies ---- */
-
-static const char *lie(void)
-{
-    const char *mode = getenv("LIE");
-    return mode ? mode : "";
-}
-
-static int is_lie(const char *mode)
-{
-    return strcmp(lie(), mode) == 0;
-}
 
 /* Copies of n elements of 4 bytes, with room to be changed; the message is sent before they go. */
 static void *own(pl_span *span, void *room, size_t n_room)
@@ -222,7 +240,7 @@ pl_status __wrap_pl_socket_send(pl_socket *s, const pl_peer *to, const pl_msg *m
     if (m->h.type == PL_MSG_LEASE)
         see("event=lease batch=%" PRIu64 " uid=%u prefix=%u", m->u.lease.batch, m->u.lease.uid,
             m->u.lease.prefix.n);
-    if (to || !lie()[0])
+    if (to || !lie()[0] || is_lie("redraw"))
         return __real_pl_socket_send(s, to, m, err);
     if (m->h.type == PL_MSG_RESULT && !is_lie("prefix") && ++n_results >= (from ? atoi(from) : 3))
         return lie_in_result(s, m, err);

@@ -1,17 +1,19 @@
 #!/bin/sh
 # liar.sh [LIE ...] - a run with an honest worker and one that lies (tests/faults/faulty.c): the lie is
 # found before its step is consumed, samples and weights are those of the run in one process, and
-# the liar is thrown out in words.
+# the liar is thrown out in words.  AUDIT=0: without redrawing tokens.  Then redraw alone is not found,
+# and the run goes on with it, which the lie "unaudited" shows: it is what the audit is for.
 . tests/e2e/common.sh
 : "${PACELINE_FAULTY:?paceline_faulty of the same folder}"
-lies=${*:-token logprob nan finish version cut uid sibling second prefix}
+lies=${*:-token logprob nan finish version cut uid sibling second prefix redraw unaudited}
+audit=${AUDIT:-1}
 tiny
 # A lie about a prefix wants samples that take a while.
 run() { # run DIR LIE WORKERS
     length=24 steps=6
     [ "$2" != prefix ] || length=400 steps=3
     exec_tiny "$1" trainer.total_training_steps=$steps trainer.save_freq=$steps trainer.compare_prompts=0 \
-        rollout.num_workers="$3" data.max_response_length=$length
+        rollout.num_workers="$3" data.max_response_length=$length trainer.audit="$audit"
 }
 (run "$work/base" token 0) >"$work/log" 2>&1 || { cat "$work/log"; fail "the run in one process"; }
 case " $lies " in
@@ -19,8 +21,9 @@ case " $lies " in
 esac
 
 with_liar() { # with_liar LIE
-    lie=$1 dir=$work/$1 base=$work/base liar="" children=""
+    lie=$1 mode=$1 dir=$work/$1 base=$work/base liar="" children=""
     steps=6
+    [ "$lie" != unaudited ] || mode=redraw audit=0
     [ "$lie" != prefix ] || base=$work/base-prefix steps=3
     trap 'kill $children 2>/dev/null || true' EXIT
     if [ "$lie" = prefix ]; then
@@ -32,7 +35,7 @@ with_liar() { # with_liar LIE
     children=$run
     tries=0
     while [ ! -s "$dir/endpoint" ] && [ $tries -lt 1500 ]; do tries=$((tries + 1)); sleep 0.02; done
-    LIE=$lie "$PACELINE_FAULTY" worker --connect "$dir" --threads 1 >"$work/$lie.liar" 2>&1 &
+    LIE=$mode "$PACELINE_FAULTY" worker --connect "$dir" --threads 1 >"$work/$lie.liar" 2>&1 &
     liar=$!
     children="$children $liar"
     code=0
@@ -40,6 +43,12 @@ with_liar() { # with_liar LIE
     [ $code = 0 ] || { cat "$work/$lie.log" "$work/$lie.liar"; fail "$lie: the run ends with $code"; }
     code=0
     wait $liar || code=$?
+    if [ "$mode" = redraw ] && [ "$audit" = 0 ]; then
+        grep -q '^lied' "$work/$lie.liar" || fail "$lie: it never lied"
+        ! grep -E 'event=quarantine|audit:' "$work/$lie.log" || fail "$lie: found without an audit"
+        differs "$(policy "$base" $steps)" "$(policy "$dir" $steps)" "$lie: not found without the audit, and other weights"
+        return
+    fi
     grep -q '^lied' "$work/$lie.liar" || { cat "$work/$lie.liar"; fail "$lie: it never lied"; }
     if [ "$lie" = prefix ]; then
         [ $code = 137 ] || { cat "$work/$lie.liar"; fail "$lie: the liar ends with $code"; }
