@@ -32,12 +32,13 @@ typedef struct processes {
 static pl_status load_config(processes *p, pl_error *err)
 {
     char model[PL_CONFIG_STR + 32], dir[PL_CONFIG_STR];
-    char workers[] = "actor_rollout_ref.rollout.num_workers=1";
-    char *overrides[] = {model, dir, workers};
+    char workers[] = "actor_rollout_ref.rollout.num_workers=1",
+         method[] = "speculative.method=suffix";
+    char *overrides[] = {model, dir, workers, method};
 
     snprintf(model, sizeof model, "actor_rollout_ref.model.path=%s", p->b->model);
     snprintf(dir, sizeof dir, "trainer.default_local_dir=%s", p->dir);
-    return run_config_load(&p->config, p->b->config, overrides, 3, err);
+    return run_config_load(&p->config, p->b->config, overrides, 4, err);
 }
 
 static pl_status start_processes(processes *p, pl_error *err)

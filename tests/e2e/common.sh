@@ -49,7 +49,8 @@ exec_tiny() {
         data.train_files=tests/data/first_digit.jsonl data.val_files=tests/data/first_digit.jsonl \
         data.train_batch_size=4 rollout.n=8 data.max_response_length=24 actor.optim.lr=1e-3 \
         trainer.total_training_steps=4 trainer.save_freq=2 trainer.val_before_train=false \
-        trainer.max_actor_ckpt_to_keep=0 rollout.val_kwargs.n=1 trainer.compare_prompts=2 "$@"
+        trainer.max_actor_ckpt_to_keep=0 rollout.val_kwargs.n=1 trainer.compare_prompts=2 \
+        speculative.method=suffix "$@"
 }
 policy() { echo "$1/checkpoints/global_step_$2/policy/model.safetensors"; }
 optimizer() { echo "$1/checkpoints/global_step_$2/optimizer.safetensors"; }

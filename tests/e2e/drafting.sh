@@ -39,7 +39,7 @@ done
 
 # What is wrong is said, and nothing starts from random weights by itself.
 quiet="trainer.val_before_train=false"
-expect 78 'drafter.init' "method eagle without a drafter" -- run_tiny "$work/x" speculative.method=eagle $quiet
+expect 78 'drafter.init' "method eagle without a drafter" -- run_tiny "$work/x" speculative.method=eagle speculative.drafter.init= $quiet
 expect 66 'drafter.init' "a drafter that is not there" -- run_tiny "$work/x" speculative.method=auto speculative.drafter.init="$work/none" $quiet
 "$PACELINE" tiny "$work/other" --init-std 0.08 --hidden 96 >/dev/null
 expect 65 'drafter.init.*hidden' "a drafter of another model" -- run_tiny "$work/x" speculative.method=auto \

@@ -4,7 +4,7 @@ set -eu
 : "${work:?of bed.sh}"
 mount -t tmpfs -o size=3m none "$work/disk"
 small() {
-    "$work/paceline" run configs/quickstart.yaml model.path="$work/tiny" \
+    "$work/paceline" run configs/quickstart.yaml speculative.method=suffix model.path="$work/tiny" \
         trainer.default_local_dir="$work/disk/run" data.train_files=tests/data/first_digit.jsonl \
         data.val_files=tests/data/first_digit.jsonl data.train_batch_size=4 rollout.n=8 \
         data.max_response_length=24 actor.optim.lr=1e-3 trainer.val_before_train=false \
