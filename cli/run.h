@@ -176,6 +176,8 @@ typedef struct run_session {
 } run_session;
 pl_status run_drafting_work(run_drafting *d, const run_session *s, int (*should_stop)(void *ctx),
     void *ctx, pl_spot_published *published, pl_error *err);
+/* A version that became durable when nobody was left to say so: 1, and where it is. */
+int run_drafting_unannounced(const run_drafting *d, pl_spot_published *out);
 void run_drafting_end(run_drafting *d);
 /* Figures since the last reset; idle_s is the caller's. */
 void run_drafting_figures(const run_drafting *d, run_draft_figures *out);

@@ -10,6 +10,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 enum {
     BUFFERS_MAX = 64,
@@ -24,13 +25,14 @@ struct run_drafting {
     pl_engine *engine;
     const pl_log *log;
     char dir[PATH_ROOM - 512]; /* RUN/drafter; empty: nothing is trained here */
+    int is_idle;               /* it cannot be recorded, so nothing is trained either */
     char name[64];
     pl_windows_options wo;
     pl_windows *windows; /* what is recorded here */
     int n_refused;       /* windows that were not kept */
     pl_spot *spot;       /* from the first session on */
     uint64_t session;    /* at hand; 0: none */
-    int is_in_session;
+    int is_in_session, is_lead;
     pl_eagle *serving; /* NULL: none */
     uint32_t version;
     pl_eagle *first;       /* in service instead, for comparisons; NULL else */
@@ -56,17 +58,29 @@ static void on_window(void *ctx, const pl_feature_window *w)
         pl_log_warn(d->log, "event=window_refused %s", err.msg);
 }
 
-/* A worker's buffer outlives it: "worker-0.4711" goes on where "worker-0" was. */
-static int buffer_path(const run_drafting *d, const char *name, size_t n_name, char out[PATH_ROOM])
+static int is_lasting(const char *id)
 {
-    char id[64];
-    if (n_name == 0 || n_name >= sizeof id || memchr(name, '/', n_name))
+    return strncmp(id, "worker-", 7) == 0 || strcmp(id, "local") == 0;
+}
+
+/* What a worker leaves outlives it: "worker-0.4711" goes on where "worker-0" was.  0: no name. */
+static int lasting_name(const char *name, size_t n_name, char id[64])
+{
+    if (n_name == 0 || n_name >= 64 || memchr(name, '/', n_name))
         return 0;
     memcpy(id, name, n_name);
     id[n_name] = '\0';
     char *pid = strrchr(id, '.');
-    if (strncmp(id, "worker-", 7) == 0 && pid)
+    if (is_lasting(id) && pid)
         *pid = '\0';
+    return 1;
+}
+
+static int buffer_path(const run_drafting *d, const char *name, size_t n_name, char out[PATH_ROOM])
+{
+    char id[64];
+    if (!lasting_name(name, n_name, id))
+        return 0;
     return snprintf(out, PATH_ROOM, "%s/windows-%s", d->dir, id) < PATH_ROOM;
 }
 
@@ -86,8 +100,8 @@ static pl_status open_windows(run_drafting *d, pl_error *err)
 
 /* ---- versions ---- */
 
-/* N of the newest (or oldest) directory in versions/; 0: none. */
-static uint32_t find_version(const run_drafting *d, int newest)
+/* N of the newest (or oldest) directory in versions/ below limit; 0: none. */
+static uint32_t find_version(const run_drafting *d, int newest, uint32_t limit)
 {
     char path[PATH_ROOM];
     uint32_t found = 0;
@@ -97,7 +111,7 @@ static uint32_t find_version(const run_drafting *d, int newest)
     for (const struct dirent *e; list && (e = readdir(list)) != NULL;) {
         char *end;
         const unsigned long v = strtoul(e->d_name, &end, 10);
-        if (e->d_name[0] < '1' || e->d_name[0] > '9' || *end || v > UINT32_MAX)
+        if (e->d_name[0] < '1' || e->d_name[0] > '9' || *end || v >= limit)
             continue;
         if (!found || (newest ? v > found : v < found))
             found = (uint32_t)v;
@@ -142,7 +156,7 @@ static void load_first(run_drafting *d)
 {
     char dir[PATH_ROOM];
     pl_error err = {0};
-    const uint32_t v = find_version(d, 0);
+    const uint32_t v = find_version(d, 0, UINT32_MAX);
 
     snprintf(dir, sizeof dir, "%s", d->c->speculative.init);
     if (v)
@@ -164,8 +178,11 @@ void run_drafting_speculate(run_drafting *d, uint32_t how)
     const pl_eagle *e = how == PL_SPECULATE_FIRST    ? d->first
                         : how == PL_SPECULATE_SUFFIX ? NULL
                                                      : d->serving;
-    if (pl_engine_set_drafter(d->engine, e, &err) != PL_OK)
+    if (pl_engine_set_drafter(d->engine, e, &err) != PL_OK) {
         pl_log_warn(d->log, "%s", err.msg);
+        (void)pl_engine_set_drafter(
+            d->engine, NULL, &err); /* what it has is freed below, or soon */
+    }
     d->is_exchanged = is_exchanged;
     if (how == PL_SPECULATE_FIRST)
         return;
@@ -176,11 +193,13 @@ void run_drafting_speculate(run_drafting *d, uint32_t how)
 static pl_status serve_what_is_there(run_drafting *d, pl_error *err)
 {
     char dir[PATH_ROOM];
-    const uint32_t v = find_version(d, 1);
+    pl_error why = {0};
 
-    if (v) {
+    for (uint32_t v = UINT32_MAX; (v = find_version(d, 1, v)) > 0;) {
         snprintf(dir, sizeof dir, "%s/versions/%u", d->dir, v);
-        return run_drafting_serve(d, dir, v, err);
+        if (run_drafting_serve(d, dir, v, &why) == PL_OK)
+            return PL_OK;
+        pl_log_warn(d->log, "drafter version %u is passed over: %s", v, why.msg);
     }
     if (is_random(d))
         return PL_OK; /* the first one that passes the gate */
@@ -214,8 +233,10 @@ pl_status run_drafting_open(run_drafting **out, const run_config *c, const char 
     if (run_dir && c->speculative.train &&
         snprintf(d->dir, sizeof d->dir, "%s/drafter", run_dir) >= (int)sizeof d->dir)
         st = pl_fail(err, PL_E_CONFIG, "the run's path '%.80s...' is too long", run_dir);
-    if (st == PL_OK && d->dir[0])
-        st = open_windows(d, err);
+    if (st == PL_OK && d->dir[0] && open_windows(d, err) != PL_OK) {
+        pl_log_warn(log, "no drafter is trained in %s: %s", name, err->msg);
+        d->is_idle = 1; /* the run does not need it */
+    }
     if (st == PL_OK)
         st = serve_what_is_there(d, err);
     if (st != PL_OK) {
@@ -228,6 +249,7 @@ pl_status run_drafting_open(run_drafting **out, const run_config *c, const char 
 
 void run_drafting_close(run_drafting *d)
 {
+    char path[PATH_ROOM];
     pl_error none = {0};
 
     if (!d)
@@ -238,6 +260,8 @@ void run_drafting_close(run_drafting *d)
     pl_eagle_free(d->first);
     pl_eagle_free(d->serving);
     pl_windows_close(d->windows);
+    if (d->windows && !is_lasting(d->name) && buffer_path(d, d->name, strlen(d->name), path))
+        (void)unlink(path);
     free(d);
 }
 
@@ -254,8 +278,9 @@ void run_drafting_train_options(const run_config *c, pl_eagle_train_options *o)
 static pl_status make_spot(run_drafting *d, pl_error *err)
 {
     const run_speculative_options *o = &d->c->speculative;
+    char id[64];
     pl_spot_options so = {.dir = d->dir,
-        .name = d->name,
+        .name = lasting_name(d->name, strlen(d->name), id) ? id : d->name,
         .windows = d->wo,
         .windows_a_step = (int)o->batch,
         .seed = (uint64_t)d->c->rollout.seed,
@@ -305,6 +330,7 @@ static pl_status begin(run_drafting *d, const run_session *s, pl_error *err)
     if (st == PL_OK) {
         d->session = s->id;
         d->is_in_session = 1;
+        d->is_lead = s->is_lead;
     }
     return st;
 }
@@ -313,7 +339,7 @@ pl_status run_drafting_work(run_drafting *d, const run_session *s, int (*should_
     void *ctx, pl_spot_published *published, pl_error *err)
 {
     memset(published, 0, sizeof *published);
-    if (!d->dir[0])
+    if (!d->dir[0] || d->is_idle)
         return pl_fail(err, PL_E_CONFIG, "nothing is trained here");
     if (d->is_in_session && d->session != s->id)
         run_drafting_end(d);
@@ -364,6 +390,15 @@ static void save(run_drafting *d)
         pl_log_warn(d->log, "drafter checkpoint '%s': %s; training goes on", path, err.msg);
 }
 
+int run_drafting_unannounced(const run_drafting *d, pl_spot_published *out)
+{
+    const uint32_t v = find_version(d, 1, UINT32_MAX);
+
+    *out = (pl_spot_published){.version = v};
+    return v > d->version &&
+           snprintf(out->dir, sizeof out->dir, "%s/versions/%u", d->dir, v) < (int)sizeof out->dir;
+}
+
 void run_drafting_end(run_drafting *d)
 {
     pl_spot_stats s;
@@ -374,7 +409,7 @@ void run_drafting_end(run_drafting *d)
     add(&d->sum, &s);
     pl_spot_end(d->spot);
     d->is_in_session = 0;
-    if (s.n_steps > 0)
+    if (s.n_steps > 0 && d->is_lead)
         save(d);
 }
 

@@ -98,26 +98,52 @@ void run_figures_sum(const run_figures *f, run_batch *b)
 /* The lead may go; this process stays, so it serves the version to other machines. */
 static pl_status serve(run_wire *w, pl_msg_drafter *d, pl_error *err)
 {
-    char path[PL_CONFIG_STR + 160];
+    char path[PL_CONFIG_STR + 160], own[PL_CONFIG_STR + 64];
     uint64_t n = 0;
 
+    /* Nothing but what this run published leaves this machine. */
+    snprintf(own, sizeof own, "%s/drafter/versions/%u", w->dir, d->version);
+    if (strcmp(d->dir, own) != 0)
+        return pl_fail(err, PL_E_INVAL, "'%.200s' is not '%s'", d->dir, own);
     pl_status st = pl_bundle_write(d->dir, err);
     snprintf(path, sizeof path, "%s/" PL_BUNDLE_FILE, d->dir);
     if (st == PL_OK)
-        st = pl_publisher_add(w->publisher, path, d->version, &d->bundle, &d->n_bundle, err);
+        st = pl_publisher_add(w->drafters, path, d->version, &d->bundle, &d->n_bundle, err);
     snprintf(path, sizeof path, "%s/model.safetensors", d->dir);
     if (st == PL_OK)
-        st = pl_publisher_add(w->publisher, path, d->version, &d->hash, &n, err);
-    d->endpoint = pl_publisher_address(w->publisher);
+        st = pl_publisher_add(w->drafters, path, d->version, &d->hash, &n, err);
+    d->endpoint = pl_publisher_address(w->drafters);
     return st;
 }
 
-void run_figures_version(run_figures *f, run_wire *w, const pl_msg_drafter *d)
+/* Other machines can have it from here, or none may. */
+static int is_served(const run_wire *w, const pl_msg_drafter *d)
+{
+    return !w->config->wire.listen || strcmp(d->host, w->host) != 0 ||
+           strcmp(d->endpoint, pl_publisher_address(w->drafters)) == 0;
+}
+
+static void serve_again(run_wire *w, const pl_msg_drafter *d)
 {
     pl_error err = {0};
     pl_msg m = {.u.drafter = *d};
 
-    if (d->version <= w->drafter)
+    if (serve(w, &m.u.drafter, &err) == PL_OK)
+        run_wire_say(w, &m, PL_MSG_DRAFTER);
+    else
+        pl_log_warn(
+            w->log, "drafter version %u is not served to other machines: %s", d->version, err.msg);
+}
+
+void run_figures_version(run_figures *f, run_wire *w, const pl_msg_drafter *d)
+{
+    const int is_new = d->version > w->drafter;
+
+    if (d->version < w->drafter)
+        return;
+    if (!is_served(w, d)) /* by nobody yet, or by a trainer that is gone */
+        serve_again(w, d);
+    if (!is_new)
         return;
     w->drafter = d->version;
     f->n_published++;
@@ -125,11 +151,4 @@ void run_figures_version(run_figures *f, run_wire *w, const pl_msg_drafter *d)
     pl_log_info(w->log, "event=%s version=%u parent=%u tau=%.2f before=%.2f se=%.2f",
         d->rollback ? "drafter_taken_back" : "drafter_published", d->version, d->parent,
         (double)d->tau, (double)d->tau_parent, (double)d->se);
-    if (!w->config->wire.listen || d->endpoint[0] || strcmp(d->host, w->host) != 0)
-        return;
-    if (serve(w, &m.u.drafter, &err) == PL_OK)
-        run_wire_say(w, &m, PL_MSG_DRAFTER);
-    else
-        pl_log_warn(
-            w->log, "drafter version %u is not served to other machines: %s", d->version, err.msg);
 }

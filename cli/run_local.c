@@ -106,6 +106,10 @@ static pl_status train_drafter(local *l, run_batch *b, pl_error *err)
     }
     run_drafting_end(l->drafting);
     l->piece_s *= 0.9; /* one slow piece must not end it for good */
+    if (st == PL_E_IO || st == PL_E_NUMERIC || st == PL_E_PEER) { /* this slice is over */
+        pl_log_warn(l->log, "drafter training: %s", err->msg);
+        return PL_OK;
+    }
     return st == PL_E_TIMEOUT || st == PL_E_STOPPED ? PL_OK : st;
 }
 

@@ -76,8 +76,8 @@ void run_print_drafting(const run_draft_figures *d, const pl_engine_stats *s, do
     if (!isnan(length) && !isnan(before))
         printf(" (step before %.2f)", before);
     if (d->idle_s > 0)
-        printf("  idle %.1f s", d->idle_s);
-    if (d->n_steps > 0 || d->train_s > 0)
+        printf("  idle %.1f worker-s", d->idle_s);
+    if (d->n_steps > 0)
         printf(
             "  trained %.1f s, %lld steps, loss %.2f", d->train_s, (long long)d->n_steps, d->loss);
     for (int i = 0; i < d->depth; i++)

@@ -237,9 +237,11 @@ pl_status run_wire_open(run_wire *w, pl_error *err)
     if (st == PL_OK)
         st = run_weights_address(w->dir, o->listen, weights, sizeof weights, err);
     const pl_publisher_options po = {
-        .address = weights, .max_contents = 4 * KEPT_VERSIONS, .max_bytes = 64 << 20};
+        .address = weights, .max_contents = 2 * KEPT_VERSIONS, .max_bytes = 64 << 20};
     if (st == PL_OK)
         st = pl_publisher_new(&w->publisher, w->ipc, &po, w->log, err);
+    if (st == PL_OK && run_has_learned(w->config) && o->listen) /* for other machines only */
+        st = pl_publisher_new(&w->drafters, w->ipc, &po, w->log, err);
     return st;
 }
 
@@ -250,6 +252,7 @@ void run_wire_close(run_wire *w)
     if (w->socket && w->welcomed) /* it ends by itself: nobody has lost it */
         run_wire_say(w, &leave, PL_MSG_LEAVE);
     pl_socket_close(w->socket);
+    pl_publisher_free(w->drafters);
     pl_publisher_free(w->publisher);
     pl_ipc_free(w->ipc);
 }

@@ -24,7 +24,7 @@ typedef struct run_wire {
 
     pl_ipc *ipc;
     pl_socket *socket;
-    pl_publisher *publisher;
+    pl_publisher *publisher, *drafters; /* of the policy's versions, and of the drafter's */
     int welcomed;
     int is_anew;    /* welcomed by another coordinator, or again: what was said before is lost */
     uint64_t epoch; /* of the coordinator; 0: none yet */

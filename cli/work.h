@@ -24,7 +24,7 @@ typedef struct work {
     pl_msg_drafter announced;
     char announced_dir[PL_CONFIG_STR + 64];
     /* figures */
-    uint64_t batch;
+    uint64_t batch, led; /* at hand; the session that was led last */
     float alpha[PL_DRAFTING_DEPTHS];
 } work;
 

@@ -65,7 +65,10 @@ pl_status work_train(
     if (!w->drafting)
         return pl_fail(err, PL_E_CONFIG, "this run has no learned drafter");
     const pl_status st = run_drafting_work(w->drafting, &s, is_wanted_back, &p, &published, err);
-    if (!published.version)
+    if (!published.version && t->is_lead && t->session != w->led)
+        (void)run_drafting_unannounced(w->drafting, &published);
+    w->led = t->session;
+    if (!published.version || published.version <= run_drafting_version(w->drafting))
         return st;
     const pl_status announced = announce(w, &published, t->session, err);
     return announced != PL_OK ? announced : st;

@@ -53,6 +53,7 @@ typedef struct member {
     uint64_t status_seq, group_seq, version_seq;
     uint32_t n_versions; /* a trainer's: announced in this session */
     int64_t heard_ns, joined_ns, asked_ns;
+    int was_dead; /* when it was last asked whether its process has ended */
     int64_t told_version_ns, told_drain_ns;
 
     /* The spot trainer: sessions.c */

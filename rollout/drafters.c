@@ -9,6 +9,9 @@
 #include <math.h>
 #include <string.h>
 
+/* A version further on than this was made by nobody. */
+enum { VERSIONS_AT_ONCE = 1024 };
+
 pl_status drafters_set(
     pl_coordinator *c, const pl_msg_drafter *d, record_state state, pl_error *err)
 {
@@ -80,7 +83,8 @@ pl_status drafters_on_drafter(
         drafters_send(c, now_ns, who);
         return PL_OK;
     }
-    if (!is_of_session(c, d->session)) {
+    if (!is_of_session(c, d->session) || strcmp(d->host, who->host) != 0 ||
+        d->version - c->drafter.version > VERSIONS_AT_ONCE) {
         c->stats.n_refused_drafters++;
         pl_log_debug(c->log, "event=drafter_refused version=%u session=%llu worker=%s", d->version,
             (unsigned long long)d->session, who->name);
@@ -100,7 +104,8 @@ pl_status drafters_on_served(pl_coordinator *c, const pl_msg *m, pl_error *err)
 {
     const pl_msg_drafter *d = &m->u.drafter;
     if (c->drafter_state != DURABLE || d->version != c->drafter.version || !d->endpoint[0] ||
-        c->drafter.endpoint[0] || memcmp(&d->hash, &c->drafter.hash, sizeof d->hash) != 0) {
+        strcmp(c->drafter.endpoint, d->endpoint) == 0 ||
+        memcmp(&d->hash, &c->drafter.hash, sizeof d->hash) != 0) {
         c->stats.n_old_drafters++;
         return PL_OK;
     }

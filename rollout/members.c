@@ -465,7 +465,10 @@ static const char *why_lost(pl_coordinator *c, int64_t now_ns, member *m)
     if (!coordinator_is_late(now_ns, m->asked_ns, DEAD_MS))
         return NULL;
     m->asked_ns = now_ns;
-    return is_dead(c, m) ? "death" : NULL;
+    /* Asked twice: what it sent before its death may be on its way. */
+    const int was_dead = m->was_dead;
+    m->was_dead = is_dead(c, m);
+    return was_dead && m->was_dead ? "death" : NULL;
 }
 
 void members_tick(pl_coordinator *c, int64_t now_ns)

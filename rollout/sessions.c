@@ -91,7 +91,7 @@ static int is_of_batch(const pl_coordinator *c, const member *m)
 {
     return m->role == PL_ROLE_WORKER && !m->is_draining &&
            m->policy_version == c->current->groups[0]->m.policy_version &&
-           m->declined != c->current->id + 1;
+           m->declined != c->current->id + 1 && m->declined != UINT64_MAX;
 }
 
 static int is_idle(const pl_coordinator *c, const member *m)
@@ -219,7 +219,10 @@ static void give_up(pl_coordinator *c, int64_t now_ns, member *m)
 {
     pl_log_info(c->log, "event=session_declined session=%llu worker=%s",
         (unsigned long long)m->session, m->name);
-    m->declined = c->session.batch + 1;
+    /* One of another machine than the trainer's has nothing to train on, ever. */
+    const member *trainer = members_trainer(c);
+    const int is_away = trainer && strcmp(trainer->host, m->host) != 0;
+    m->declined = is_away ? UINT64_MAX : c->session.batch + 1;
     release(c, now_ns, m, "it does not take part");
 }
 

@@ -42,7 +42,8 @@ typedef struct pl_worker_io {
      * between ops: it hears and answers the coordinator, and returns 0 as soon as the device is
      * wanted: then return PL_E_STOPPED (also right, if late: PL_OK).  Neither drafter nor load is
      * called meanwhile.  PL_E_TIMEOUT: nothing to do now.  PL_E_PEER: this session is over, a later
-     * one may come.  Others: logged, no session is taken part in any more. */
+     * one may come, and so PL_E_NUMERIC.  PL_E_IO: logged, it goes on.  Others: logged, no session
+     * is taken part in any more. */
     pl_status (*train)(
         void *ctx, const pl_msg_train *t, int (*keep_on)(void *k_ctx), void *k_ctx, pl_error *err);
     /* The session of the calls before is over: give everything back.  NULL: not told. */

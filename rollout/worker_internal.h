@@ -136,7 +136,7 @@ typedef struct worker {
     asked session;          /* what io.train was called with last, until io.train_end */
     uint64_t over;          /* sessions up to this one are over */
     int is_training;        /* io.train works: keep_on hears messages */
-    int must_stop, is_declined;
+    int must_stop, is_declined, n_io_failures;
     pl_status train_status; /* of what was heard meanwhile; it ends the worker */
     pl_error train_error;
 

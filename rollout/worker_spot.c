@@ -138,10 +138,16 @@ static void judge(worker *w, pl_status st, const pl_error *why)
 {
     if (st == PL_OK || st == PL_E_STOPPED || st == PL_E_TIMEOUT)
         return;
+    if (st == PL_E_IO) { /* a full disk may have room again */
+        if (w->n_io_failures++ % 100 == 0)
+            pl_log_warn(w->log, "worker=%s session=%llu goes on: %s", w->o.name,
+                (unsigned long long)w->session.m.session, why->msg);
+        return;
+    }
     w->over = w->session.m.session;
     if (w->asked.m.session <= w->over)
         w->asked.m.session = 0;
-    if (st == PL_E_PEER) {
+    if (st == PL_E_PEER || st == PL_E_NUMERIC) {
         pl_log_info(w->log, "worker=%s session=%llu is over: %s", w->o.name,
             (unsigned long long)w->over, why->msg);
         return;
@@ -177,7 +183,7 @@ pl_status worker_train(worker *w, pl_error *err)
         worker_say_status(w); /* it may be waited for */
         return PL_OK;
     }
-    return st == PL_E_TIMEOUT ? PL_E_TIMEOUT : PL_OK;
+    return st == PL_E_TIMEOUT || st == PL_E_IO ? PL_E_TIMEOUT : PL_OK;
 }
 
 /* ---- versions of the drafter ---- */
@@ -192,7 +198,7 @@ void worker_on_drafter(worker *w, const pl_msg *m)
     if (d->version < w->staged.m.version)
         return;
     const int is_served = d->version == w->staged.m.version && d->endpoint[0] &&
-                          !w->staged.m.endpoint[0]; /* and can be fetched from now on */
+                          strcmp(d->endpoint, w->staged.m.endpoint) != 0; /* from elsewhere now */
     if (d->version > w->staged.m.version || is_served) {
         keep_drafter(&w->staged, d);
         w->n_drafter_failures = 0;

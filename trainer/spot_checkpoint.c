@@ -84,8 +84,7 @@ static void *run_checkpoint(void *arg)
         memcpy(copy, spot_vocab(f, c->half), n);
         /* Ours is pinned; another process, of a later session, does not know that. */
         if (spot_valid(f, &now) < 0 || now.seq > c->record.seq + 1 ||
-            (now.seq == c->record.seq + 1 && now.session != c->record.session &&
-                now.session != c->s->session))
+            !spot_half_is(f, c->half, c->record.seq))
             st = pl_fail(&err, PL_E_PEER,
                 "checkpoint '%s': another session went on while it was copied", c->path);
     }

@@ -216,6 +216,8 @@ void spot_file_close(spot_file *f);
 pl_status spot_file_make(pl_spot *s, const pl_eagle *e, const pl_eagle_state *from, pl_error *err);
 /* The valid record and its half (0, 1); -1: both are torn. */
 int spot_valid(const spot_file *f, spot_record *out);
+/* 1 while that half holds the record of that number: it is voided before it is written again. */
+int spot_half_is(const spot_file *f, int half, uint64_t seq);
 int32_t *spot_vocab(const spot_file *f, int half);
 pl_eagle_state spot_half(const spot_file *f, int half, int64_t step);
 size_t spot_half_bytes(const spot_head *h);

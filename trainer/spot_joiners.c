@@ -237,7 +237,8 @@ static pl_status own_make(pl_spot *s, const char *path, pl_error *err)
     grads_head *h = head_of(&j);
     h->n_elements = s->file.head.n_elements;
     memcpy(h->magic, grads_magic, sizeof h->magic);
-    spot_own_done(s);
+    spot_own_leave(s);
+    unmap(&s->own); /* of the file before */
     s->own = j;
     return PL_OK;
 }
@@ -282,6 +283,12 @@ void spot_own_leave(pl_spot *s)
 
 void spot_own_done(pl_spot *s)
 {
+    char path[SPOT_PATH + SPOT_NAME + 16];
+
     spot_own_leave(s);
+    if (s->own.base) {
+        snprintf(path, sizeof path, "%s/%s%s", s->dir, prefix, s->name);
+        (void)unlink(path);
+    }
     unmap(&s->own);
 }

@@ -107,6 +107,12 @@ static int read_record(const spot_file *f, int half, spot_record *r)
     return r->seq != 0 && r->crc == record_crc(r);
 }
 
+int spot_half_is(const spot_file *f, int half, uint64_t seq)
+{
+    spot_record r;
+    return read_record(f, half, &r) && r.seq == seq;
+}
+
 int spot_valid(const spot_file *f, spot_record *out)
 {
     spot_record r[2];

@@ -37,6 +37,17 @@ for n in 0 2; do
     [ ! -d "$work/frozen$n/drafter" ] || fail "a frozen drafter is not trained"
 done
 
+# What is wrong with a drafter's files costs the drafter, not the run.
+mkdir "$work/w0/drafter/versions/99" && echo x >"$work/w0/drafter/windows-local"
+rm -rf "$work/w2/drafter" && echo x >"$work/w2/drafter"
+for n in 0 2; do
+    # shellcheck disable=SC2086
+    run_tiny "$work/w$n" rollout.num_workers=$n $learned trainer.total_training_steps=5 >"$work/log" 2>&1 ||
+        { cat "$work/log"; fail "a run whose drafter's files are damaged, $n workers"; }
+    grep -qE 'passed over|no drafter is trained' "$work/log" || { cat "$work/log"; fail "and says so"; }
+done
+same "$(policy "$work/w0" 5)" "$(policy "$work/w2" 5)" "damaged drafter files, or none can be written: the same weights"
+
 # What is wrong is said, and nothing starts from random weights by itself.
 quiet="trainer.val_before_train=false"
 expect 78 'drafter.init' "method eagle without a drafter" -- run_tiny "$work/x" speculative.method=eagle speculative.drafter.init= $quiet

@@ -224,7 +224,7 @@ Test(coordinate, a_version_of_the_drafter_outlives_the_process_and_cannot_end_on
     await(&w, PL_MSG_WELCOME, &m);
     say(&w,
         (pl_msg){.h.type = PL_MSG_DRAFTER,
-            .u.drafter = {.version = 1, .session = 1, .dir = "/d", .host = "h", .endpoint = ""}});
+            .u.drafter = {.version = 1, .session = 1, .dir = "/d", .host = "", .endpoint = ""}});
     await(&w, PL_MSG_DRAFTER, &m);
     process_join(p, 2);
     append_unreadable_drafter(p);

@@ -483,11 +483,13 @@ Test(coordinator_spot, the_trainer_serves_a_version_to_other_machines_and_nobody
     cr_assert_eq(m.u.drafter.n_bundle, 7);
     cr_assert_str_eq(m.u.drafter.dir, "/d");
     const int n = w->ledger.n;
-    serves(w, TRAINER, PL_ROLE_TRAINER, "tcp://z:1", 1); /* said again */
+    serves(w, TRAINER, PL_ROLE_TRAINER, "tcp://x:1", 1); /* said again */
     cr_assert_eq(w->ledger.n, n);
+    serves(w, TRAINER, PL_ROLE_TRAINER, "tcp://z:1", 1); /* by the next trainer */
+    cr_assert_eq(w->ledger.n, n + 1);
     restart(w);
     worker(w, 1, VERSION, 4);
-    cr_assert_str_eq(heard(w, W, 1, PL_MSG_DRAFTER).u.drafter.endpoint, "tcp://x:1");
+    cr_assert_str_eq(heard(w, W, 1, PL_MSG_DRAFTER).u.drafter.endpoint, "tcp://z:1");
     end(w);
 }
 
@@ -499,9 +501,10 @@ Test(coordinator_spot, old_torn_and_foreign_versions_are_counted_and_dropped)
     drafter(w, 2, 2, session_of(w, 1));
     cr_assert_eq(stats(w).n_old_drafters, 1);
     drafter(w, 2, 4, session_of(w, 7));
+    drafter(w, 2, UINT32_MAX, session_of(w, 1)); /* would be the last one for ever */
     drafter(w, 2, 4, 0);
     drafter(w, 2, 4, session_of(w, 1) - ((uint64_t)1 << 32)); /* sessions are of this epoch now */
-    cr_assert_eq(stats(w).n_refused_drafters, 3);
+    cr_assert_eq(stats(w).n_refused_drafters, 4);
     const uint64_t invalid = stats(w).n_invalid;
     say(w, W, 2,
         (pl_msg){.h.type = PL_MSG_DRAFTER,

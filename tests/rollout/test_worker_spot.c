@@ -396,13 +396,20 @@ Test(worker_spot, what_fails_in_training_fails_no_worker, .timeout = 60)
     ask(7, 1); /* that one is over */
     go_on(1);
     cr_assert_eq(sc.n_pieces, 2);
-    sc.returns = PL_E_NUMERIC;
+    sc.returns = PL_E_NUMERIC; /* and this one */
     ask(8, 1);
     go_on(2);
     cr_assert_eq(sc.n_pieces, 3);
+    sc.returns = PL_E_IO; /* a full disk may have room again */
     ask(9, 1);
     go_on(2);
-    cr_assert_eq(sc.n_pieces, 3, "no session any more");
+    cr_assert_eq(sc.n_pieces, 5);
+    sc.returns = PL_E_CONFIG;
+    go_on(2);
+    cr_assert_eq(sc.n_pieces, 6);
+    ask(10, 1);
+    go_on(2);
+    cr_assert_eq(sc.n_pieces, 6, "no session any more");
     cr_assert_eq(w.status.state, PL_WORKER_IDLE);
     say_lease(&w, 0, NULL);
     for (int i = 0; i < 500 && w.w->n_running > 0; i++)
