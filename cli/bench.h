@@ -48,6 +48,29 @@ double bench_median(double *v, int n);
 int bench_rounds(const bench *b, int n);
 
 /* ---- bench_engine.c ---- */
+
+enum { BENCH_SEQS_MAX = 32 };
+
+/* A model and sequences that hold a context each, and that timed passes leave as they were. */
+typedef struct bench_bed {
+    cli_model m;
+    pl_kv_pool *pool;
+    pl_pass *pass;
+    pl_kv_seq seqs[BENCH_SEQS_MAX];
+    int n_seqs;
+    int context;     /* positions that every sequence holds, once filled */
+    int32_t *tokens; /* [context] scratch */
+} bench_bed;
+/* n_seqs empty sequences with room for context positions, or as many as the model has, and a tree.
+ */
+pl_status bench_bed_open(bench_bed *e, bench *b, int n_seqs, int context, int tree, pl_error *err);
+void bench_bed_close(bench_bed *e);
+/* Run e->context tokens through sequence i, with logits for the last. */
+pl_status bench_bed_fill(bench_bed *e, int i, pl_error *err);
+/* Seconds of one step of the first `batch` sequences.  The first of the steps is not counted: it
+ * brings the caches to where they are in a long decode. */
+pl_status bench_bed_decode(bench_bed *e, int batch, double *seconds, pl_error *err);
+
 pl_status bench_decode(bench *b, pl_error *err);
 pl_status bench_verify(bench *b, pl_error *err);
 pl_status bench_prefill(bench *b, pl_error *err);

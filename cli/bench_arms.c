@@ -399,18 +399,6 @@ static pl_status roll_out(arms *a, arm *x, int64_t step, pl_error *err)
     return st == PL_OK ? st : pl_wrap(err, st, "arm %s", x->form->name);
 }
 
-static int is_same(const run_batch *a, const run_batch *b)
-{
-    for (int i = 0; i < a->n_groups * a->n; i++) {
-        const pl_response *x = &a->responses[i], *y = &b->responses[i];
-        if (x->n_tokens != y->n_tokens || x->finish != y->finish ||
-            memcmp(x->tokens, y->tokens, (size_t)x->n_tokens * sizeof *x->tokens) != 0 ||
-            memcmp(x->logprobs, y->logprobs, (size_t)x->n_tokens * sizeof *x->logprobs) != 0)
-            return 0;
-    }
-    return 1;
-}
-
 static double accept_length(const pl_engine_stats *s)
 {
     return s->n_drafted_steps > 0 ? (double)s->n_drafted_emitted / (double)s->n_drafted_steps : 1;
@@ -456,7 +444,8 @@ static void record(arms *a, arm *x, int64_t step, double update_s)
 static pl_status compare(const arms *a, int64_t step, pl_error *err)
 {
     for (int k = 0; k < ARMS; k++)
-        if (takes_part(a, &a->arm[k], step) && !is_same(&a->arm[NONE].batch, &a->arm[k].batch))
+        if (takes_part(a, &a->arm[k], step) &&
+            run_batch_differ(&a->arm[NONE].batch, &a->arm[k].batch) > 0)
             return pl_fail(err, PL_E_NUMERIC,
                 "step %lld: arm %s gave another text than none: law 1 is broken on this machine",
                 (long long)step, forms[k].name);

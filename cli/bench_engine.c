@@ -12,7 +12,6 @@
 
 enum {
     CONTEXT = 512,
-    BATCH_MAX = 32,
     TREE_MAX = 32,
     TREE_DEPTH = 6,
     PREFILL_ROWS = 512,
@@ -22,17 +21,7 @@ enum {
 
 /* ---- sequences that have a context ---- */
 
-typedef struct engine {
-    cli_model m;
-    pl_kv_pool *pool;
-    pl_pass *pass;
-    pl_kv_seq seqs[BATCH_MAX];
-    int n_seqs;
-    int context;     /* positions that every sequence holds */
-    int32_t *tokens; /* [context] scratch */
-} engine;
-
-static void engine_close(engine *e)
+void bench_bed_close(bench_bed *e)
 {
     for (int i = 0; i < e->n_seqs; i++)
         pl_kv_seq_done(e->pool, &e->seqs[i]);
@@ -43,14 +32,13 @@ static void engine_close(engine *e)
 }
 
 /* Some token, different for neighbours in either index: what it is does not matter to the time. */
-static int32_t some_token(const engine *e, int i, int j)
+static int32_t some_token(const bench_bed *e, int i, int j)
 {
     return (int32_t)(((int64_t)i * 7919 + (int64_t)j * 104729 + 3) %
                      pl_model_arch(e->m.model)->n_vocab);
 }
 
-/* Run e->context tokens through sequence i, with logits for the last. */
-static pl_status fill(engine *e, int i, pl_error *err)
+pl_status bench_bed_fill(bench_bed *e, int i, pl_error *err)
 {
     const pl_segment s = {
         .kv = &e->seqs[i], .tokens = e->tokens, .n_rows = e->context, .n_logits = 1};
@@ -61,15 +49,14 @@ static pl_status fill(engine *e, int i, pl_error *err)
     return st == PL_OK ? pl_pass_run(e->pass, e->pool, &s, 1, err) : st;
 }
 
-/* A model and n_seqs empty sequences with room for their context and one block more. */
-static pl_status engine_open(engine *e, bench *b, int n_seqs, int tree, pl_error *err)
+pl_status bench_bed_open(bench_bed *e, bench *b, int n_seqs, int context, int tree, pl_error *err)
 {
     memset(e, 0, sizeof *e);
     pl_status st = bench_open(b, &e->m, 0, err);
     if (st != PL_OK)
         return st;
     const pl_arch *a = pl_model_arch(e->m.model);
-    e->context = a->n_ctx - TREE_MAX < CONTEXT ? a->n_ctx - TREE_MAX : CONTEXT;
+    e->context = a->n_ctx - TREE_MAX < context ? a->n_ctx - TREE_MAX : context;
     const int most = e->context + TREE_MAX, pages = (most + PL_BLOCK - 1) / PL_BLOCK;
     const pl_pass_options o = {.max_rows = e->context,
         .max_logits = TREE_MAX,
@@ -117,12 +104,10 @@ static void read_share(void *ctx, int i_thread, int n_threads)
     __atomic_fetch_add(&s->sum, sum[0], __ATOMIC_RELAXED);
 }
 
-/* Seconds of one step of the first `batch` sequences, which stay as they were.  The first of the
- * steps is not counted: it brings the caches to where they are in a long decode. */
-static pl_status time_decode(engine *e, int batch, double *seconds, pl_error *err)
+pl_status bench_bed_decode(bench_bed *e, int batch, double *seconds, pl_error *err)
 {
-    pl_segment segs[BATCH_MAX];
-    int32_t tokens[BATCH_MAX];
+    pl_segment segs[BENCH_SEQS_MAX];
+    int32_t tokens[BENCH_SEQS_MAX];
     double t0 = 0;
 
     for (int i = 0; i < batch; i++) {
@@ -142,7 +127,7 @@ static pl_status time_decode(engine *e, int batch, double *seconds, pl_error *er
     return PL_OK;
 }
 
-static double time_stream(engine *e, stream *s)
+static double time_stream(bench_bed *e, stream *s)
 {
     double t0 = 0;
     for (int r = -1; r < SHARED_REPEATS; r++) {
@@ -159,7 +144,8 @@ static size_t kv_bytes(const pl_arch *a)
     return (size_t)a->n_layers * 2 * (size_t)a->n_kv_heads * (size_t)a->head_dim * sizeof(uint16_t);
 }
 
-static pl_status decode_case(bench *b, engine *e, const uint64_t *words, int batch, pl_error *err)
+static pl_status decode_case(
+    bench *b, bench_bed *e, const uint64_t *words, int batch, pl_error *err)
 {
     const size_t bytes = pl_model_weight_bytes(e->m.model) +
                          (size_t)batch * (size_t)e->context * kv_bytes(pl_model_arch(e->m.model));
@@ -169,7 +155,7 @@ static pl_status decode_case(bench *b, engine *e, const uint64_t *words, int bat
     bench_figure f = {.unit = "tokens/s", .ratio_to = "read bandwidth"};
 
     for (int r = 0; r < rounds; r++) {
-        const pl_status st = time_decode(e, batch, &step[r], err);
+        const pl_status st = bench_bed_decode(e, batch, &step[r], err);
         if (st != PL_OK)
             return st;
         read[r] = time_stream(e, &s);
@@ -191,20 +177,20 @@ static pl_status decode_case(bench *b, engine *e, const uint64_t *words, int bat
 pl_status bench_decode(bench *b, pl_error *err)
 {
     static const int batches[] = {1, 8, 32};
-    engine e;
+    bench_bed e;
     pl_arena arena = {0};
     uint64_t *words = NULL;
 
-    pl_status st = engine_open(&e, b, BATCH_MAX, 0, err);
+    pl_status st = bench_bed_open(&e, b, BENCH_SEQS_MAX, CONTEXT, 0, err);
     for (int i = 0; st == PL_OK && i < e.n_seqs; i++) {
-        st = fill(&e, i, err);
+        st = bench_bed_fill(&e, i, err);
         if (st == PL_OK)
             st = pl_kv_reserve(e.pool, &e.seqs[i], 1, err);
     }
     if (st == PL_OK) {
         const pl_arch *a = pl_model_arch(e.m.model);
         const size_t most = pl_model_weight_bytes(e.m.model) +
-                            (size_t)BATCH_MAX * (size_t)e.context * kv_bytes(a) + 4096;
+                            (size_t)BENCH_SEQS_MAX * (size_t)e.context * kv_bytes(a) + 4096;
         st = pl_arena_init(&arena, most, "bench decode, the buffer to stream", err);
         if (st == PL_OK) {
             words = pl_arena_alloc(&arena, most);
@@ -216,14 +202,14 @@ pl_status bench_decode(bench *b, pl_error *err)
     if (st == PL_OK)
         fprintf(b->notes, "the reference reads a buffer of its own: same size, same page advice\n");
     pl_arena_done(&arena);
-    engine_close(&e);
+    bench_bed_close(&e);
     return st;
 }
 
 /* ---- verify ---- */
 
 /* A trunk as deep as allowed, the other rows spread over it as second, third ... children. */
-static void make_tree(const engine *e, int n, int32_t *tokens, int16_t *parent)
+static void make_tree(const bench_bed *e, int n, int32_t *tokens, int16_t *parent)
 {
     for (int i = 0; i < n; i++) {
         tokens[i] = some_token(e, i, e->context);
@@ -231,7 +217,7 @@ static void make_tree(const engine *e, int n, int32_t *tokens, int16_t *parent)
     }
 }
 
-static pl_status time_tree(engine *e, int n_rows, double *seconds, pl_error *err)
+static pl_status time_tree(bench_bed *e, int n_rows, double *seconds, pl_error *err)
 {
     int32_t tokens[TREE_MAX];
     int16_t parent[TREE_MAX];
@@ -260,11 +246,11 @@ pl_status bench_verify(bench *b, pl_error *err)
     enum { N = sizeof rows / sizeof *rows };
     double t[N][BENCH_ROUNDS_MAX], ratio[N][BENCH_ROUNDS_MAX];
     const int rounds = bench_rounds(b, 21);
-    engine e;
+    bench_bed e;
 
-    pl_status st = engine_open(&e, b, 1, 1, err);
+    pl_status st = bench_bed_open(&e, b, 1, CONTEXT, 1, err);
     if (st == PL_OK)
-        st = fill(&e, 0, err);
+        st = bench_bed_fill(&e, 0, err);
     if (st == PL_OK)
         st = pl_kv_reserve(e.pool, &e.seqs[0], TREE_MAX, err);
     for (int r = 0; st == PL_OK && r < rounds; r++)
@@ -281,7 +267,7 @@ pl_status bench_verify(bench *b, pl_error *err)
             b->n_threads);
         st = bench_report(b, &f, err);
     }
-    engine_close(&e);
+    bench_bed_close(&e);
     return st;
 }
 
@@ -328,11 +314,11 @@ static pl_status versus_peer(bench *b, bench_child *peer, int found, int n_token
 
 static pl_status time_prefill(void *ctx, double *seconds, pl_error *err)
 {
-    engine *e = ctx;
+    bench_bed *e = ctx;
 
     pl_kv_seq_clear(e->pool, &e->seqs[0]);
     const double t0 = bench_now();
-    const pl_status st = fill(e, 0, err);
+    const pl_status st = bench_bed_fill(e, 0, err);
     *seconds = bench_now() - t0;
     return st;
 }
@@ -341,10 +327,10 @@ pl_status bench_prefill(bench *b, pl_error *err)
 {
     bench_child peer = {0};
     bench_figure f = {0};
-    engine e;
+    bench_bed e;
     int found = 0;
 
-    pl_status st = engine_open(&e, b, 1, 0, err);
+    pl_status st = bench_bed_open(&e, b, 1, CONTEXT, 0, err);
     if (st == PL_OK)
         st = bench_peer_open(b, &peer, pl_model_arch(e.m.model), e.context, 1, 0, &found, err);
     if (st == PL_OK) {
@@ -352,7 +338,7 @@ pl_status bench_prefill(bench *b, pl_error *err)
         st = versus_peer(b, &peer, found, e.context, 15, time_prefill, &e, &f, err);
     }
     bench_child_end(&peer);
-    engine_close(&e);
+    bench_bed_close(&e);
     return st;
 }
 

@@ -22,11 +22,9 @@
 
 enum {
     CONTEXT = 256, /* positions that a timed sequence holds at most: about the mean of a step */
-    BATCH_MAX = 32,
     N_BATCHES = 6,
     STEP_SAMPLES = 64,
-    WORKERS_MAX = 8,
-    REPEATS = 2 /* timed passes in a row */
+    WORKERS_MAX = 8
 };
 static const int batches[N_BATCHES] = {1, 2, 4, 8, 16, 32};
 static const int worker_counts[] = {2, 4, 8};
@@ -52,97 +50,25 @@ typedef struct times {
     int is_drafting;
 } times;
 
-typedef struct bed {
-    cli_model m;
-    pl_kv_pool *pool;
-    pl_pass *pass;
-    pl_kv_seq seqs[BATCH_MAX];
-    int n_seqs;
-    int context; /* positions that every sequence holds */
-} bed;
-
-static void bed_close(bed *e)
-{
-    for (int i = 0; i < e->n_seqs; i++)
-        pl_kv_seq_done(e->pool, &e->seqs[i]);
-    pl_pass_free(e->pass);
-    pl_kv_pool_free(e->pool);
-    cli_model_close(&e->m);
-}
-
-static pl_status bed_open(bed *e, bench *b, pl_error *err)
-{
-    b->threads = 1; /* a worker's */
-    pl_status st = bench_open(b, &e->m, 0, err);
-    if (st != PL_OK)
-        return st;
-    const pl_arch *a = pl_model_arch(e->m.model);
-    e->context = a->n_ctx - 1 < CONTEXT ? a->n_ctx - 1 : CONTEXT;
-    if (e->context < BATCH_MAX)
-        return pl_fail(err, PL_E_SHAPE, "model '%s': a context of %d is too short to measure with",
-            b->model, a->n_ctx);
-    const int most = e->context + 1, pages = (most + PL_BLOCK - 1) / PL_BLOCK;
-    const pl_pass_options o = {.max_rows = e->context,
-        .max_logits = BATCH_MAX,
-        .max_segments = BATCH_MAX,
-        .max_ctx = most};
-    st = pl_kv_pool_new(&e->pool, a, BATCH_MAX * pages, err);
-    if (st == PL_OK)
-        st = pl_pass_new(&e->pass, e->m.model, &o, err);
-    for (; st == PL_OK && e->n_seqs < BATCH_MAX; e->n_seqs += st == PL_OK)
-        st = pl_kv_seq_init(&e->seqs[e->n_seqs], most, err);
-    return st;
-}
-
 /* Give every sequence its context; the median tells what a row costs. */
-static pl_status time_prefill(bed *e, times *t, pl_error *err)
+static pl_status time_prefill(bench_bed *e, times *t, pl_error *err)
 {
-    double v[BATCH_MAX];
-    int32_t tokens[CONTEXT];
+    double v[BENCH_SEQS_MAX];
     pl_status st = PL_OK;
 
-    for (int i = 0; st == PL_OK && i < BATCH_MAX; i++) {
-        const pl_segment s = {
-            .kv = &e->seqs[i], .tokens = tokens, .n_rows = e->context, .n_logits = 1};
-        for (int j = 0; j < e->context; j++)
-            tokens[j] = (i * 7919 + j * 31 + 3) % pl_model_arch(e->m.model)->n_vocab;
+    for (int i = 0; st == PL_OK && i < e->n_seqs; i++) {
         const double t0 = bench_now();
-        st = pl_kv_reserve(e->pool, &e->seqs[i], e->context, err);
-        if (st == PL_OK)
-            st = pl_pass_run(e->pass, e->pool, &s, 1, err);
+        st = bench_bed_fill(e, i, err);
         v[i] = bench_now() - t0;
         if (st == PL_OK)
             st = pl_kv_reserve(e->pool, &e->seqs[i], 1, err);
     }
     if (st == PL_OK)
-        t->prefill = bench_median(v, BATCH_MAX) / e->context;
+        t->prefill = bench_median(v, e->n_seqs) / e->context;
     return st;
 }
 
-static pl_status time_pass(bed *e, int batch, double *seconds, pl_error *err)
-{
-    pl_segment segs[BATCH_MAX];
-    int32_t tokens[BATCH_MAX];
-    double t0 = 0;
-
-    for (int i = 0; i < batch; i++) {
-        tokens[i] = (i * 7919 + 3) % pl_model_arch(e->m.model)->n_vocab;
-        segs[i] = (pl_segment){.kv = &e->seqs[i], .tokens = &tokens[i], .n_rows = 1, .n_logits = 1};
-    }
-    for (int r = -1; r < REPEATS; r++) {
-        if (r == 0)
-            t0 = bench_now();
-        const pl_status st = pl_pass_run(e->pass, e->pool, segs, batch, err);
-        if (st != PL_OK)
-            return st;
-        for (int i = 0; i < batch; i++)
-            e->seqs[i].n_tokens = e->context;
-    }
-    *seconds = (bench_now() - t0) / REPEATS;
-    return PL_OK;
-}
-
-static pl_status measure(bed *e, bench *b, times *t, pl_error *err)
+static pl_status measure(bench_bed *e, bench *b, times *t, pl_error *err)
 {
     double v[N_BATCHES][BENCH_ROUNDS_MAX];
     const int rounds = bench_rounds(b, 9);
@@ -150,7 +76,7 @@ static pl_status measure(bed *e, bench *b, times *t, pl_error *err)
     pl_status st = time_prefill(e, t, err);
     for (int r = 0; st == PL_OK && r < rounds; r++)
         for (int i = 0; st == PL_OK && i < N_BATCHES; i++)
-            st = time_pass(e, batches[i], &v[i][r], err);
+            st = bench_bed_decode(e, batches[i], &v[i][r], err);
     for (int i = 0; st == PL_OK && i < N_BATCHES; i++) {
         bench_figure f = {.unit = "ms", .ratio_to = "one sample"};
         t->pass[i] = bench_median(v[i], rounds);
@@ -446,13 +372,14 @@ pl_status bench_idle(bench *b, pl_error *err)
 {
     drafter_data d = {0};
     times t = {0};
-    bed e;
+    bench_bed e;
 
     if (!b->rollouts)
         return pl_fail(err, PL_E_USAGE,
             "bench idle wants --rollouts FILE: a run directory, its rollouts/, or a file of them");
-    memset(&e, 0, sizeof e);
-    pl_status st = bed_open(&e, b, err);
+    memset(&e, 0, sizeof e); /* what a failed open leaves is closed too */
+    b->threads = 1;          /* a worker's */
+    pl_status st = bench_bed_open(&e, b, BENCH_SEQS_MAX, CONTEXT, 0, err);
     if (st == PL_OK) {
         const pl_arch *a = pl_model_arch(e.m.model);
         st = drafter_data_read(&d, b->rollouts, a, a->n_ctx, DRAFTER_HOLD_ALL, err);
@@ -467,6 +394,6 @@ pl_status bench_idle(bench *b, pl_error *err)
     if (st == PL_OK)
         st = run_all(b, &d, &t, err);
     drafter_data_done(&d);
-    bed_close(&e);
+    bench_bed_close(&e);
     return st;
 }

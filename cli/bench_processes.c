@@ -136,19 +136,6 @@ static pl_status run_round(processes *p, int form, int round, pl_error *err)
     return p->sources[form].collect(p->sources[form].self, b, &s, err);
 }
 
-static int same_batches(const processes *p)
-{
-    for (int i = 0; i < GROUPS * SAMPLES; i++) {
-        const pl_response *a = &p->batches[LOCAL].responses[i];
-        const pl_response *b = &p->batches[REMOTE].responses[i];
-        if (a->n_tokens != b->n_tokens ||
-            memcmp(a->tokens, b->tokens, (size_t)a->n_tokens * sizeof *a->tokens) != 0 ||
-            memcmp(a->logprobs, b->logprobs, (size_t)a->n_tokens * sizeof *a->logprobs) != 0)
-            return 0;
-    }
-    return 1;
-}
-
 static pl_status measure(processes *p, int rounds, pl_error *err)
 {
     pl_status st = PL_OK;
@@ -160,7 +147,7 @@ static pl_status measure(processes *p, int rounds, pl_error *err)
             if (r > 0)
                 p->seconds[form][r - 1] = p->batches[form].seconds;
         }
-        if (st == PL_OK && !same_batches(p))
+        if (st == PL_OK && run_batch_differ(&p->batches[LOCAL], &p->batches[REMOTE]) > 0)
             st = pl_fail(err, PL_E_NUMERIC, "the two forms gave different samples");
     }
     return st;

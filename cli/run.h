@@ -186,6 +186,10 @@ void run_drafting_reset(run_drafting *d);
  * acceptance length of the step before, NaN: none. */
 void run_print_drafting(const run_draft_figures *d, const pl_engine_stats *s, double before);
 
+/* A run is complete: what was recorded for training, and gradients, are removed; the state, its
+ * checkpoint and the versions stay. */
+void run_drafting_tidy(const char *run_dir);
+
 /* ---- rollouts ---- */
 
 /* What a batch is for; kind << 32 | step is its id: a batch once rolled out stays known by it. */
@@ -245,6 +249,8 @@ pl_status run_batch_keep(run_batch *b, const pl_response *r, pl_error *err);
 /* Drop sample i, to be had again. */
 void run_batch_forget(run_batch *b, int i);
 void run_batch_done(run_batch *b);
+/* Samples of two batches of the same prompts that differ in tokens, log-prob bits or finish. */
+int run_batch_differ(const run_batch *a, const run_batch *b);
 double run_batch_reward(const run_batch *b);
 
 /* Decodes finished samples and has them scored: by the built-in verifier of their data_source at

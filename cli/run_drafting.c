@@ -25,7 +25,7 @@ struct run_drafting {
     pl_engine *engine;
     const pl_log *log;
     char dir[PATH_ROOM - 512]; /* RUN/drafter; empty: nothing is trained here */
-    int is_idle;               /* it cannot be recorded, so nothing is trained either */
+    int is_unrecorded;         /* no buffer could be had, so nothing is trained either */
     char name[64];
     pl_windows_options wo;
     pl_windows *windows; /* what is recorded here */
@@ -235,7 +235,7 @@ pl_status run_drafting_open(run_drafting **out, const run_config *c, const char 
         st = pl_fail(err, PL_E_CONFIG, "the run's path '%.80s...' is too long", run_dir);
     if (st == PL_OK && d->dir[0] && open_windows(d, err) != PL_OK) {
         pl_log_warn(log, "no drafter is trained in %s: %s", name, err->msg);
-        d->is_idle = 1; /* the run does not need it */
+        d->is_unrecorded = 1; /* the run does not need it */
     }
     if (st == PL_OK)
         st = serve_what_is_there(d, err);
@@ -263,6 +263,22 @@ void run_drafting_close(run_drafting *d)
     if (d->windows && !is_lasting(d->name) && buffer_path(d, d->name, strlen(d->name), path))
         (void)unlink(path);
     free(d);
+}
+
+void run_drafting_tidy(const char *run_dir)
+{
+    char dir[PATH_ROOM - 512], path[PATH_ROOM];
+
+    snprintf(dir, sizeof dir, "%s/drafter", run_dir);
+    DIR *list = opendir(dir);
+    for (const struct dirent *e; list && (e = readdir(list)) != NULL;) {
+        if (strncmp(e->d_name, "windows-", 8) != 0 && strncmp(e->d_name, "grads.", 6) != 0)
+            continue;
+        snprintf(path, sizeof path, "%s/%s", dir, e->d_name);
+        (void)unlink(path); /* who has it mapped goes on with it */
+    }
+    if (list)
+        (void)closedir(list);
 }
 
 /* ---- training ---- */
@@ -339,7 +355,7 @@ pl_status run_drafting_work(run_drafting *d, const run_session *s, int (*should_
     void *ctx, pl_spot_published *published, pl_error *err)
 {
     memset(published, 0, sizeof *published);
-    if (!d->dir[0] || d->is_idle)
+    if (!d->dir[0] || d->is_unrecorded)
         return pl_fail(err, PL_E_CONFIG, "nothing is trained here");
     if (d->is_in_session && d->session != s->id)
         run_drafting_end(d);

@@ -433,13 +433,6 @@ static pl_status run_step(run *r, pl_error *err)
 
 /* ---- closing ---- */
 
-static int same_response(const pl_response *a, const pl_response *b)
-{
-    return a->n_tokens == b->n_tokens &&
-           memcmp(a->tokens, b->tokens, (size_t)a->n_tokens * sizeof *a->tokens) == 0 &&
-           memcmp(a->logprobs, b->logprobs, (size_t)a->n_tokens * sizeof *a->logprobs) == 0;
-}
-
 /* Held-out prompts by each way of drafting, outputs compared with those of plain decoding. */
 static pl_status compare(run *r, run_comparison *c, pl_error *err)
 {
@@ -469,8 +462,7 @@ static pl_status compare(run *r, run_comparison *c, pl_error *err)
             c->n_tokens = plain.n_tokens;
             continue;
         }
-        for (int i = 0; i < c->n_samples; i++)
-            c->n_different += !same_response(&plain.responses[i], &r->eval.responses[i]);
+        c->n_different += run_batch_differ(&plain, &r->eval);
     }
     run_batch_done(&plain);
     return st;
@@ -490,6 +482,8 @@ static pl_status finish_run(run *r, pl_error *err)
         st = r->source.finish(r->source.self, r->state.step, err);
     if (st != PL_OK)
         return st;
+    if (run_has_learned(&r->config))
+        run_drafting_tidy(run_dir(r));
     run_print_closing(r->state.val_before, after, &r->totals, &c);
     printf("  %-34s %8.1f s\n  %-34s %s/checkpoints/global_step_%lld/policy\n", "wall clock",
         run_seconds() - r->report.t0, "policy", run_dir(r), (long long)r->state.step);

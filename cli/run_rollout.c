@@ -80,6 +80,22 @@ uint64_t run_prompt_key(const pl_prompt *p, const run_sampling *s)
     return s->purpose == PL_NOISE_EVAL ? 0 : p->key;
 }
 
+static int is_same(const pl_response *a, const pl_response *b)
+{
+    const size_t n = (size_t)a->n_tokens;
+    return a->n_tokens == b->n_tokens && a->finish == b->finish &&
+           memcmp(a->tokens, b->tokens, n * sizeof *a->tokens) == 0 &&
+           memcmp(a->logprobs, b->logprobs, n * sizeof *a->logprobs) == 0;
+}
+
+int run_batch_differ(const run_batch *a, const run_batch *b)
+{
+    int n = 0;
+    for (int i = 0; i < a->n_groups * a->n; i++)
+        n += !is_same(&a->responses[i], &b->responses[i]);
+    return n;
+}
+
 double run_batch_reward(const run_batch *b)
 {
     const int total = b->n_groups * b->n;
