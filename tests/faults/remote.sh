@@ -23,6 +23,10 @@ ip link set "plw$tag" netns "$ns"
 ip addr add 10.213.77.1/30 dev "plh$tag" && ip link set "plh$tag" up
 ip -n "$ns" addr add 10.213.77.2/30 dev "plw$tag" && ip -n "$ns" link set "plw$tag" up
 
+mkdir "$work/probe"
+ip netns exec "$ns" unshare -m sh -c 'mount -t tmpfs none "$0"' "$work/probe" 2>/dev/null ||
+    { echo "no mount namespaces here"; exit 77; }
+
 tiny
 "$PACELINE" keygen "$work/keys" >/dev/null
 "$PACELINE" keygen "$work/foreign" >/dev/null
@@ -45,6 +49,16 @@ HOME=$work/home away timeout 3 "$PACELINE" worker --connect "tcp://10.213.77.1:$
 passed "a worker with other keys does not get in"
 HOME=$work/home away "$PACELINE" worker --connect "tcp://10.213.77.1:$port" --keys "$work/keys" >"$work/worker.log" 2>&1 &
 worker_pid=$!
+# A worker that ends before its run would leave it waiting for ever.
+while kill -0 $run_pid 2>/dev/null; do
+    if ! kill -0 $worker_pid 2>/dev/null; then
+        sleep 5
+        kill -0 $run_pid 2>/dev/null || break
+        cat "$work/log" "$work/worker.log"
+        fail "the worker has left, and the run goes on waiting"
+    fi
+    sleep 0.1
+done
 code=0
 wait $run_pid || code=$?
 run_pid=''
