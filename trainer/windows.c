@@ -339,7 +339,8 @@ static pl_status check_window(pl_windows *b, const pl_feature_window *w, pl_erro
         .n_prompt = w->n_prompt,
         .position = w->position,
         .n = w->n,
-        .is_last = w->is_last};
+        .is_last = w->is_last,
+        .max_tokens = w->max_tokens};
 
     const int is_number = isfinite(w->temperature) && isfinite(w->top_p) && isfinite(w->min_p);
     if (is_number &&
@@ -423,7 +424,8 @@ pl_status pl_windows_put(pl_windows *b, const pl_feature_window *w, pl_error *er
         .n_prompt = w->n_prompt,
         .position = w->position,
         .n = w->n,
-        .is_last = w->is_last};
+        .is_last = w->is_last,
+        .max_tokens = w->max_tokens};
     if (!b->has_put || w->policy_version > b->newest)
         b->newest = w->policy_version;
     b->has_put = 1;

@@ -76,6 +76,7 @@ static void make(made *m, uint32_t uid, uint32_t version, int position)
         .temperature = 1,
         .top_p = 1,
         .n_prompt = 10,
+        .max_tokens = 40 + (int)uid,
         .position = position,
         .n = 1 + (int)((uid + (uint32_t)position) % WINDOW),
         .is_last = (int)(uid % 2),
@@ -96,8 +97,9 @@ static int is_as_made(const pl_feature_window *w)
 
     make(&m, w->uid, w->policy_version, w->position);
     return w->n == m.w.n && w->is_last == m.w.is_last && w->noise_key == m.w.noise_key &&
-           w->n_prompt == 10 && w->temperature == 1.0f && w->top_p == 1.0f && w->min_p == 0 &&
-           w->top_k == 0 && memcmp(w->tokens, m.tokens, sizeof(int32_t) * (size_t)w->n) == 0 &&
+           w->n_prompt == 10 && w->max_tokens == m.w.max_tokens && w->temperature == 1.0f &&
+           w->top_p == 1.0f && w->min_p == 0 && w->top_k == 0 &&
+           memcmp(w->tokens, m.tokens, sizeof(int32_t) * (size_t)w->n) == 0 &&
            memcmp(w->features, m.features, (size_t)w->n * 2 * PL_FEATURE_LAYERS * ROW) == 0 &&
            memcmp(w->hidden, m.hidden, (size_t)w->n * 2 * ROW) == 0;
 }
@@ -534,6 +536,8 @@ Test(windows, that_no_sample_can_have_are_passed_over_though_their_sums_are_righ
     FORGE(g.position = INT32_MAX);
     FORGE(g.n_prompt = INT32_MIN);
     FORGE(g.is_last = 2);
+    FORGE(g.max_tokens = -1);
+    FORGE(g.max_tokens = INT32_MAX);
     FORGE(g.top_k = -1);
     FORGE(g.temperature = -1);
     FORGE(g.temperature = NAN);
