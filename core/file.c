@@ -388,3 +388,10 @@ uint64_t pl_hash64(const void *data, size_t n_bytes)
 {
     return XXH3_64bits(data, n_bytes);
 }
+
+void pl_hash128(unsigned char out[16], const void *data, size_t n_bytes)
+{
+    XXH128_canonical_t bytes;
+    XXH128_canonicalFromHash(&bytes, XXH3_128bits(data, n_bytes));
+    memcpy(out, bytes.digest, 16);
+}

@@ -47,7 +47,8 @@ int pl_dir_is_free(const char *path);
 /* 1 if the path exists. */
 int pl_path_exists(const char *path);
 
-/* XXH3-64 of a buffer. */
+/* XXH3-64 and XXH3-128 (canonical bytes) of a buffer. */
 uint64_t pl_hash64(const void *data, size_t n_bytes);
+void pl_hash128(unsigned char out[16], const void *data, size_t n_bytes);
 
 #endif

@@ -98,6 +98,14 @@ static size_t sequence(const unsigned char *s, size_t n_bytes, int *is_valid)
     return n_more + 1;
 }
 
+size_t pl_json_sequence(const char *s, size_t n_bytes, int *is_valid)
+{
+    const unsigned char *p = (const unsigned char *)s;
+
+    *is_valid = p[0] < 0x80;
+    return *is_valid ? 1 : sequence(p, n_bytes, is_valid);
+}
+
 static void control(pl_json *j, unsigned char c)
 {
     static const char hex[] = "0123456789abcdef";

@@ -23,6 +23,9 @@ void pl_json_clear(pl_json *j); /* empty, keep the memory */
 /* Text that is JSON already: punctuation, keys, objects. */
 void pl_json_text(pl_json *j, const char *text);
 void pl_json_bytes(pl_json *j, const char *text, size_t n_bytes);
+/* Bytes of the UTF-8 character at s [n_bytes >= 1], or of the maximal subpart of one that is broken
+ * (then *is_valid is 0, and pl_json_string writes U+FFFD for it). */
+size_t pl_json_sequence(const char *s, size_t n_bytes, int *is_valid);
 /* A string with its quotes: escaped, each invalid UTF-8 sequence (maximal subpart) as U+FFFD. */
 void pl_json_string(pl_json *j, const char *s, size_t n_bytes);
 void pl_json_int(pl_json *j, int64_t v);

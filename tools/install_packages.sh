@@ -3,7 +3,7 @@
 # are missing: as root or by sudo; otherwise the exact command is printed.
 set -eu
 
-build="cmake pkg-config make gcc libc6-dev libfyaml-dev libjansson-dev libpcre2-dev libxxhash-dev libzstd-dev libzmq3-dev libmsgpack-dev libsodium-dev libisal-dev"
+build="cmake pkg-config make gcc libc6-dev libfyaml-dev libjansson-dev libpcre2-dev libxxhash-dev libzstd-dev libzmq3-dev libmsgpack-dev libsodium-dev libisal-dev libmicrohttpd-dev libjs-chart.js"
 case "${1:-build}" in
 build) wanted="$build" ;;
 test) wanted="$build libcriterion-dev zstd python3 strace spin iproute2" ;;
