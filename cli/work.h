@@ -26,6 +26,7 @@ typedef struct work {
     /* figures */
     uint64_t batch, led; /* at hand; the session that was led last */
     float alpha[PL_DRAFTING_DEPTHS];
+    pl_pass_cost costs[PL_COST_BUCKETS];
 } work;
 
 /* ---- work.c ---- */
@@ -43,7 +44,8 @@ pl_status work_check_file(
 pl_status work_train(
     void *ctx, const pl_msg_train *t, int (*keep_on)(void *), void *k_ctx, pl_error *err);
 void work_train_end(void *ctx);
-pl_status work_drafter(void *ctx, const pl_msg_drafter *d, pl_error *err);
+pl_status work_drafter(
+    void *ctx, const pl_msg_drafter *d, void (*keep_alive)(void *), void *ka_ctx, pl_error *err);
 void work_figures(void *ctx, pl_msg_drafting *m);
 void work_speculate(void *ctx, uint32_t how);
 int work_publish(void *ctx, pl_msg_drafter *d);

@@ -92,18 +92,25 @@ int work_publish(void *ctx, pl_msg_drafter *d)
 
 /* ---- versions ---- */
 
+typedef struct life { /* a fetch may take longer than lost_ms */
+    void (*keep_alive)(void *);
+    void *ctx;
+} life;
+
 static int on_fetched(void *ctx, uint64_t done, uint64_t total)
 {
-    (void)ctx;
+    const life *l = ctx;
+
     (void)done;
     (void)total;
+    l->keep_alive(l->ctx);
     return cli_stop > 0;
 }
 
 enum { DIR_ROOM = PL_CONFIG_STR + 128 };
 
 /* Over the wire, into the cache. */
-static pl_status fetch(work *w, const pl_msg_drafter *d, char dir[DIR_ROOM], pl_error *err)
+static pl_status fetch(work *w, const pl_msg_drafter *d, char dir[DIR_ROOM], life *l, pl_error *err)
 {
     char path[PL_CONFIG_STR + 192], endpoint[512];
 
@@ -118,19 +125,21 @@ static pl_status fetch(work *w, const pl_msg_drafter *d, char dir[DIR_ROOM], pl_
     snprintf(path, sizeof path, "%s/" PL_BUNDLE_FILE, dir);
     if (st == PL_OK)
         st = pl_fetch(
-            w->ipc, endpoint, &d->bundle, d->n_bundle, path, WORK_FETCH_MS, on_fetched, w, err);
+            w->ipc, endpoint, &d->bundle, d->n_bundle, path, WORK_FETCH_MS, on_fetched, l, err);
     if (st == PL_OK)
         st = pl_bundle_unpack(path, dir, err);
     snprintf(path, sizeof path, "%s/model.safetensors", dir);
     if (st == PL_OK)
         st = pl_fetch(
-            w->ipc, endpoint, &d->hash, d->n_bytes, path, WORK_FETCH_MS, on_fetched, w, err);
+            w->ipc, endpoint, &d->hash, d->n_bytes, path, WORK_FETCH_MS, on_fetched, l, err);
     return st == PL_OK ? st : pl_wrap(err, st, "drafter version %u", d->version);
 }
 
-pl_status work_drafter(void *ctx, const pl_msg_drafter *d, pl_error *err)
+pl_status work_drafter(
+    void *ctx, const pl_msg_drafter *d, void (*keep_alive)(void *), void *ka_ctx, pl_error *err)
 {
     work *w = ctx;
+    life l = {keep_alive, ka_ctx};
     char dir[DIR_ROOM], path[DIR_ROOM + 32];
     pl_status st = PL_OK;
 
@@ -143,7 +152,7 @@ pl_status work_drafter(void *ctx, const pl_msg_drafter *d, pl_error *err)
         snprintf(path, sizeof path, "%s/model.safetensors", dir);
         st = work_check_file(w, path, &d->hash, d->n_bytes, err);
     } else {
-        st = fetch(w, d, dir, err);
+        st = fetch(w, d, dir, &l, err);
     }
     return st == PL_OK ? run_drafting_serve(w->drafting, dir, d->version, err) : st;
 }
@@ -162,6 +171,19 @@ void work_speculate(void *ctx, uint32_t how)
 static uint32_t ms(double s)
 {
     return s > 0 ? (uint32_t)(s * 1000 + 0.5) : 0;
+}
+
+/* What passes of each size cost on this machine. */
+static void tell_costs(work *w, const pl_engine_stats *s, pl_msg_drafting *m)
+{
+    uint32_t n = 0;
+
+    for (uint32_t i = 0; i < PL_COST_BUCKETS; i++) {
+        if (s->n_passes[i] == 0)
+            continue;
+        w->costs[n++] = (pl_pass_cost){i, (uint32_t)s->n_passes[i], (float)s->passes_s[i]};
+    }
+    m->costs = (pl_span){w->costs, n};
 }
 
 void work_figures(void *ctx, pl_msg_drafting *m)
@@ -203,5 +225,7 @@ void work_figures(void *ctx, pl_msg_drafting *m)
     m->n_tail_emitted = (uint64_t)s.n_tail_emitted;
     m->tail_ms = ms(s.tail_s);
     m->draft_ms = ms(s.draft_s);
+    m->verify_ms = ms(s.verify_s);
+    tell_costs(w, &s, m);
     m->n_swaps = (uint32_t)f.n_swaps;
 }

@@ -128,6 +128,7 @@ static const ipc_field consume[] = {
     U64(consume, step), U64(consume, batch), U32(consume, n_samples), HASH(consume, samples),
     HASH(consume, weights), U32(consume, again),
 };
+static const ipc_field traced[] = {U64(traced, step), HASH(traced, head)};
 static const ipc_field version[] = {
     U32(version, version), HASH(version, hash), U64(version, n_bytes), STR(version, dir, MAX_DIR),
     STR(version, host, MAX_NAME), STR(version, endpoint, MAX_ADDRESS), HASH(version, bundle),
@@ -155,7 +156,8 @@ static const ipc_field drafting[] = {
     U64(drafting, n_drafted_emitted), U64(drafting, n_learned_draft),
     U64(drafting, n_learned_accepted), U64(drafting, n_suffix_draft),
     U64(drafting, n_suffix_accepted), U64(drafting, n_tail_steps), U64(drafting, n_tail_emitted),
-    U32(drafting, tail_ms), U32(drafting, draft_ms), U32(drafting, n_swaps),
+    U32(drafting, tail_ms), U32(drafting, draft_ms), U32(drafting, verify_ms),
+    U32(drafting, n_swaps), SPAN(drafting, costs, sizeof(pl_pass_cost), PL_COST_BUCKETS),
 };
 static const ipc_field fetch[] = {HASH(fetch, hash), U32(fetch, first), U32(fetch, n)};
 static const ipc_field leaves[] = {
@@ -181,7 +183,7 @@ static const ipc_layout layouts[] = {
     LAYOUT(RESULT, result), LAYOUT(ACK, uids), LAYOUT(BATCH, batch), LAYOUT(WANT, uids),
     LAYOUT(REWARD, reward), LAYOUT(REFUSE, refuse), LAYOUT(HANDOVER, uids),
     LAYOUT(CONSUME, consume), LAYOUT(VERSION, version), LAYOUT(CHECKPOINT, step),
-    LAYOUT(DONE, step),
+    LAYOUT(DONE, step), LAYOUT(TRACED, traced),
     LAYOUT(TRAIN, train), LAYOUT(HALT, halt), LAYOUT(DRAFTER, drafter),
     LAYOUT(DRAFTING, drafting),
     LAYOUT(FETCH, fetch), LAYOUT(LEAVES, leaves), LAYOUT(CHUNK, chunk), LAYOUT(GONE, gone),

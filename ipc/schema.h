@@ -65,7 +65,7 @@ typedef struct pl_response {
  * dialogue. */
 
 enum {
-    PL_PROTOCOL = 2,
+    PL_PROTOCOL = 3,
     PL_HEADER_BYTES = 48,
     PL_BODY_MAX = 2 << 20,    /* bytes */
     PL_CHUNK_BYTES = 1 << 20, /* of the weight channel */
@@ -100,6 +100,7 @@ typedef enum pl_msg_type {
     PL_MSG_VERSION,      /* trainer -> coordinator -> workers: a version exists, durable */
     PL_MSG_CHECKPOINT,   /* trainer -> : steps up to this one need not be remembered */
     PL_MSG_DONE,         /* trainer -> : the run is complete */
+    PL_MSG_TRACED,       /* trainer -> : head of the trace, before the CONSUME of its last step */
     /* the spot trainer */
     PL_MSG_TRAIN = 40, /* -> worker: take part in this session */
     PL_MSG_HALT,       /* -> worker: leave it, give the device back */
@@ -287,6 +288,11 @@ typedef struct pl_msg_consume {
     uint32_t again;  /* the step was trained before, by a trainer that was lost since */
 } pl_msg_consume;
 
+typedef struct pl_msg_traced {
+    uint64_t step;
+    pl_hash head; /* pl_trace_put */
+} pl_msg_traced;
+
 typedef struct pl_msg_version {
     uint32_t version;
     pl_hash hash;         /* root over the leaves of model.safetensors */
@@ -330,7 +336,13 @@ typedef struct pl_msg_drafter {
     uint32_t rollback;         /* 1: the weights are those of an older version */
 } pl_msg_drafter;
 
-enum { PL_DRAFTING_DEPTHS = 8 };
+enum { PL_DRAFTING_DEPTHS = 8, PL_COST_BUCKETS = 64 };
+
+/* Passes without prefill of about the same number of rows (pl_cost_bucket). */
+typedef struct pl_pass_cost {
+    uint32_t bucket, n;
+    float seconds; /* of all n */
+} pl_pass_cost;
 
 /* Since the batch began; the newest of a worker and batch counts. */
 typedef struct pl_msg_drafting {
@@ -347,8 +359,9 @@ typedef struct pl_msg_drafting {
     uint64_t n_learned_draft, n_learned_accepted;
     uint64_t n_suffix_draft, n_suffix_accepted;
     uint64_t n_tail_steps, n_tail_emitted; /* rounds with at most 4 running samples */
-    uint32_t tail_ms, draft_ms;
+    uint32_t tail_ms, draft_ms, verify_ms;
     uint32_t n_swaps; /* of drafters */
+    pl_span costs;    /* pl_pass_cost, at most PL_COST_BUCKETS */
 } pl_msg_drafting;
 
 typedef struct pl_msg_fetch {
@@ -398,6 +411,7 @@ typedef struct pl_msg {
         pl_msg_reward reward;
         pl_msg_refuse refuse;
         pl_msg_consume consume;
+        pl_msg_traced traced;
         pl_msg_version version;
         pl_msg_step step;
         pl_msg_train train;

@@ -18,17 +18,31 @@ batch *batches_find(const pl_coordinator *c, uint64_t id)
     return NULL;
 }
 
+static int has_uid(const group *g, uint32_t uid)
+{
+    return g && uid >= g->m.first_uid && uid - g->m.first_uid < g->m.n;
+}
+
+/* Groups are mostly of one size and in order of their uids: the first guess is right then. */
 sample *batches_sample(const batch *b, uint32_t uid, group **g)
 {
-    for (uint32_t i = 0; i < b->n_groups; i++) {
-        group *at = b->groups[i];
-        if (at && uid >= at->m.first_uid && uid - at->m.first_uid < at->m.n) {
-            if (g)
-                *g = at;
-            return &at->samples[uid - at->m.first_uid];
-        }
-    }
-    return NULL;
+    const group *first = b->groups[0];
+    uint32_t i = first && uid >= first->m.first_uid ? (uid - first->m.first_uid) / first->m.n : 0;
+    if (i >= b->n_groups || !has_uid(b->groups[i], uid))
+        for (i = 0; i < b->n_groups && !has_uid(b->groups[i], uid);)
+            i++;
+    if (i == b->n_groups)
+        return NULL;
+    if (g)
+        *g = b->groups[i];
+    return &b->groups[i]->samples[uid - b->groups[i]->m.first_uid];
+}
+
+void batches_move(batch *b, sample *s, sample_state to)
+{
+    b->n_in[s->state]--;
+    s->state = to;
+    b->n_in[to]++;
 }
 
 static void free_group(group *g)
@@ -210,6 +224,7 @@ pl_status batches_add(pl_coordinator *c, const pl_msg_group *m, int is_durable, 
     b->groups[m->i_group] = g;
     b->n_known++;
     b->n_samples += m->n;
+    b->n_in[SAMPLE_PENDING] += m->n;
     if (is_durable)
         batches_group_durable(c, b, m->i_group);
     return PL_OK;
@@ -374,13 +389,7 @@ void batches_count(const batch *b, pl_msg_batch *out)
 
 int batches_is_complete(const batch *b)
 {
-    if (b->n_durable != b->n_groups)
-        return 0;
-    for (uint32_t i = 0; i < b->n_groups; i++)
-        for (uint32_t k = 0; k < b->groups[i]->m.n; k++)
-            if (b->groups[i]->samples[k].state != SAMPLE_DURABLE)
-                return 0;
-    return 1;
+    return b->n_durable == b->n_groups && b->n_in[SAMPLE_DURABLE] == b->n_samples;
 }
 
 void batches_tell(pl_coordinator *c, int64_t now_ns)

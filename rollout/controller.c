@@ -28,8 +28,7 @@ static const double MIN_GAIN = 1.05;        /* what speculation must promise */
 static const double PRIOR_SPREAD = 128;     /* of rows: two passes, 8 rows from the others */
 static const float MIN_VALUE = 0.02f;
 
-/* Rows 1..8 exactly, then 8 buckets an octave. */
-static int bucket_of(int n_rows)
+int pl_cost_bucket(int n_rows)
 {
     int octave = 0;
     while (n_rows >> octave > 15)
@@ -38,7 +37,7 @@ static int bucket_of(int n_rows)
     return b < COST_BUCKETS ? b : COST_BUCKETS - 1;
 }
 
-static double bucket_rows(int b)
+double pl_cost_rows(int b)
 {
     if (b < 16)
         return b;
@@ -169,7 +168,7 @@ static void fit_line(const controller *c, double *a, double *b)
         if (!(c->cost_weight[i] > 0))
             continue;
         const double weight = c->cost_weight[i] / (c->cost_mean[i] * c->cost_mean[i]);
-        const double at = bucket_rows(i);
+        const double at = pl_cost_rows(i);
         w += weight;
         x += weight * at;
         y += weight * c->cost_mean[i];
@@ -199,7 +198,7 @@ static int pool_means(const controller *c, double a, double b, double *at, doubl
         const double w = c->cost_weight[i];
         if (!(w > 0))
             continue;
-        at[n] = bucket_rows(i);
+        at[n] = pl_cost_rows(i);
         const double line = a + b * at[n];
         block[n_blocks] = line + (c->cost_mean[i] - line) * w / (w + PRIOR_PASSES);
         weight[n_blocks] = w;
@@ -251,7 +250,7 @@ void controller_observe_pass(
     }
     if (!is_pure)
         return;
-    const int b = bucket_of(n_rows);
+    const int b = pl_cost_bucket(n_rows);
     if (c->cost_weight[b] > 0) {
         /* The rest of the machine may have taken the core: one long pass says little. */
         if (c->cost_weight[b] > 3 && pass_s > 2 * c->cost_mean[b])

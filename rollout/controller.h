@@ -8,12 +8,12 @@
 #include "rollout/rollout.h"
 
 enum {
-    COST_BUCKETS = 64,   /* of rows of a pass */
-    COST_ROWS = 4096,    /* largest pass that is told apart */
-    CHANCE_BUCKETS = 16, /* of the drafter's own estimate */
-    CHANCE_DEPTHS = 4,   /* levels told apart, the last stands for all deeper ones */
-    LEARNED_LEVELS = 16, /* of a learned tree at most */
-    BATCH_CLASSES = 8,   /* samples of a round: 1, 2, 3-4, 5-8, .. */
+    COST_BUCKETS = PL_COST_BUCKETS, /* of rows of a pass */
+    COST_ROWS = 4096,               /* largest pass that is told apart */
+    CHANCE_BUCKETS = 16,            /* of the drafter's own estimate */
+    CHANCE_DEPTHS = 4,              /* levels told apart, the last stands for all deeper ones */
+    LEARNED_LEVELS = 16,            /* of a learned tree at most */
+    BATCH_CLASSES = 8,              /* samples of a round: 1, 2, 3-4, 5-8, .. */
 };
 
 /* Who vouches for a row: each has a calibration of its own. */

@@ -3,7 +3,8 @@
  * Group commit: what arrives within COMMIT_MS shares one fsync, and nobody waits for company: as
  * soon as no message is waiting, what was recorded is made durable.  Ledger records are bodies of
  * messages; the type of a record is 2 * (message type) + 1, critical (core/journal.h).  DRAFTER is
- * 2 * (message type): a build that does not know it goes on without. */
+ * 2 * (message type): a build that does not know it goes on without; TRACED too, which is for those
+ * who verify the trace. */
 #define _GNU_SOURCE /* syscall */
 #include "core/file.h"
 #include "core/journal.h"
@@ -19,6 +20,7 @@
 
 enum {
     WAKE_MS = 20,       /* the loop looks at clock and wishes this often */
+    OBSERVE_MS = 250,   /* who watches is told this often */
     COMMIT_MS = 50,     /* records wait at most so long for their fsync */
     BURST_MAX = 256,    /* messages between two looks at the clock */
     FAREWELL_MS = 2000, /* after STOP or DRAIN: workers have left by then, or are left */
@@ -53,6 +55,7 @@ typedef struct process {
     int n_remote, next_remote;
     guest *guests; /* [n_guests] */
     int n_guests, next_guest;
+    int64_t observed_ns; /* when who watches was told */
     int64_t unsynced_ns; /* when the first record that waits was made; 0: none waits */
     uint64_t n_syncs, n_records;
 } process;
@@ -180,7 +183,7 @@ static pl_status on_record(void *ctx, const pl_msg *m, pl_error *err)
     if (st != PL_OK)
         return st;
     p->n_records++;
-    const uint32_t is_critical = m->h.type != PL_MSG_DRAFTER;
+    const uint32_t is_critical = m->h.type != PL_MSG_DRAFTER && m->h.type != PL_MSG_TRACED;
     return pl_journal_put(
         p->ledger, 2 * (uint32_t)m->h.type + is_critical, p->body.data, p->body.n, err);
 }
@@ -363,6 +366,15 @@ static int has_workers(const process *p)
     return s.n_workers > 0;
 }
 
+static void observe(process *p, int is_last)
+{
+    const int64_t at = now();
+    if (!p->o->observe || (!is_last && at - p->observed_ns < OBSERVE_MS * 1000000LL))
+        return;
+    p->observed_ns = at;
+    p->o->observe(p->o->ctx, p->machine, at);
+}
+
 static pl_status run(process *p, pl_error *err)
 {
     int64_t leaving_ns = 0;
@@ -387,6 +399,7 @@ static pl_status run(process *p, pl_error *err)
             if (left_ms > (has_workers(p) ? FAREWELL_MS : PARTING_MS))
                 break;
         }
+        observe(p, 0);
         pl_socket_wait(p->sockets, N_SOCKETS, NULL, 0, WAKE_MS);
     }
     if (pl_coordinator_is_done(p->machine))
@@ -427,6 +440,7 @@ pl_status pl_coordinate(const pl_coordinate_options *o, const pl_log *log, pl_er
             (unsigned long long)pl_coordinator_epoch(p.machine),
             pl_socket_address(p.sockets[LOCAL]));
         st = run(&p, err);
+        observe(&p, 1);
         pl_log_info(log, "event=end syncs=%llu records=%llu", (unsigned long long)p.n_syncs,
             (unsigned long long)p.n_records);
     }

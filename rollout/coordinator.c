@@ -178,6 +178,8 @@ static pl_status on_trainer_message(
         return steps_on_checkpoint(c, m, err);
     case PL_MSG_DONE:
         return steps_on_done(c, m, err);
+    case PL_MSG_TRACED:
+        return steps_on_traced(c, m, err);
     default:
         members_reject(c, &who->peer, PL_E_INVAL, "a trainer does not say message type %u",
             (unsigned)m->h.type);
@@ -344,7 +346,7 @@ static void do_waiting(pl_coordinator *c, int64_t now_ns, const waiting *w)
         break;
     case PL_MSG_REFUSE:
         if (s && s->state == SAMPLE_VOID)
-            s->state = SAMPLE_PENDING;
+            batches_move(b, s, SAMPLE_PENDING);
         break;
     case PL_MSG_CONSUME:
         steps_consume_durable(c, w->batch);

@@ -29,6 +29,7 @@ typedef struct pl_coordinator_options {
     int spot_min_idle; /* so many idle workers begin a session of the spot trainer; 0: never */
     uint32_t consolidate_below; /* so few running samples are put together on fewer workers; 0: off
                                  */
+    int members_max;            /* at once, lost ones too; 0: 1024 */
 } pl_coordinator_options;
 
 /* What the machine does to the world.  record appends to the ledger, not yet durable: after the
@@ -95,6 +96,41 @@ void pl_coordinator_get_stats(const pl_coordinator *c, pl_coordinator_stats *s);
 /* What is awaited, from whom, since when: one line each. */
 void pl_coordinator_describe(const pl_coordinator *c, int64_t now_ns, FILE *out);
 
+/* ---- what it does now, for who watches: figures of this moment, nothing is changed ---- */
+
+typedef struct pl_coordinator_view {
+    int has_batch; /* the next fields are of the batch at hand: */
+    uint64_t batch;
+    uint32_t n_samples, n_done, n_running, n_queued; /* of the groups that are known */
+    uint32_t n_rewarded;                             /* rewards that are durable */
+    uint64_t n_tokens;                               /* known so far */
+    int is_complete;                                 /* every result is durable */
+    int is_consumed;                                 /* a step was trained on it */
+    uint64_t step, checkpoint;                       /* the newest that is durable; 0: none */
+    uint32_t policy_version, drafter_version;
+    uint64_t session; /* of the spot trainer; 0: none */
+    uint32_t n_workers, n_lost, n_quarantined;
+    uint64_t n_leased_again, n_recomputed;
+    int is_done;
+    char awaited[320]; /* what, from whom, since when: one line; names in it are the peers' words */
+} pl_coordinator_view;
+void pl_coordinator_watch(const pl_coordinator *c, int64_t now_ns, pl_coordinator_view *out);
+
+typedef struct pl_coordinator_worker {
+    const char *name; /* as it calls itself */
+    pl_worker_state state;
+    uint32_t pid, n_threads, policy_version; /* UINT32_MAX: none */
+    uint32_t drafter_version;
+    uint32_t n_leased, n_held; /* samples; finished, not acknowledged, as it last said */
+    float rate;                /* tokens/s, as it last said; 0: not known */
+} pl_coordinator_worker;
+/* Each worker, lost ones too; each sample of the batch at hand that runs or is done, with the
+ * response tokens that are known. */
+void pl_coordinator_each_worker(
+    const pl_coordinator *c, void (*take)(void *ctx, const pl_coordinator_worker *w), void *ctx);
+void pl_coordinator_each_length(
+    const pl_coordinator *c, void (*take)(void *ctx, uint32_t n_tokens, int is_done), void *ctx);
+
 /* ---- the process: sockets, clock, ledger ---- */
 
 typedef struct pl_coordinate_options {
@@ -105,6 +141,8 @@ typedef struct pl_coordinate_options {
     const char *keys;              /* CURVE directory; NULL */
     const char *endpoint_file;     /* the addresses, written whole when they are bound */
     int (*should_stop)(void *ctx); /* asked every loop: 1 drain and leave, 2 leave now */
+    /* Called every 250 ms, and a last time when the loop ends; may be NULL. */
+    void (*observe)(void *ctx, const pl_coordinator *machine, int64_t now_ns);
     void *ctx;
 } pl_coordinate_options;
 /* Until the run is done (PL_OK), or asked to stop (PL_E_STOPPED), or its ledger fails. */

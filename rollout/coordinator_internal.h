@@ -47,7 +47,9 @@ typedef struct member {
     uint32_t policy_version; /* as its last STATUS says; UINT32_MAX: none */
     float rate;              /* tokens/s; 0: not known */
     uint32_t n_leased;
-    int has_status; /* its first STATUS since it joined came */
+    uint32_t pid, n_threads; /* as its HELLO says */
+    uint32_t n_held;         /* as its last STATUS says */
+    int has_status;          /* its first STATUS since it joined came */
     int is_draining;
     /* Newest h.seq of STATUS, GROUP and VERSION: older ones are late. */
     uint64_t status_seq, group_seq, version_seq;
@@ -69,7 +71,8 @@ typedef struct member {
     int n_told_drafter;
     int64_t told_drafter_ns;
     uint64_t drafting_seq;
-    pl_msg_drafting figures; /* of the newest DRAFTING; alpha.data is not used */
+    pl_msg_drafting figures; /* of the newest DRAFTING; data of its spans: */
+    pl_pass_cost costs[PL_COST_BUCKETS];
     float alpha[PL_DRAFTING_DEPTHS];
     int has_figures;
     int64_t idle_ns;       /* without a sample, while the batch at hand was rolled out */
@@ -84,6 +87,7 @@ typedef enum sample_state {
     SAMPLE_RECORDED, /* a result is in the ledger, not yet durable */
     SAMPLE_DURABLE,
     SAMPLE_VOID, /* refused; pending once the refusal is durable */
+    SAMPLE_STATES
 } sample_state;
 
 typedef enum record_state { NOT_RECORDED, RECORDED, DURABLE } record_state;
@@ -101,8 +105,8 @@ typedef struct handed { /* prefix tokens that a worker was leased, at most */
 
 typedef struct sample {
     uint32_t uid;
-    uint32_t attempt; /* refusals of it: with the uid that names a result */
-    sample_state state;
+    uint32_t attempt;   /* refusals of it: with the uid that names a result */
+    sample_state state; /* changed by batches_move only */
     int was_leased;
     int may_run;    /* it may have been leased before this coordinator knew of it */
     member *holder; /* LEASED only */
@@ -146,7 +150,9 @@ typedef struct group {
 typedef struct batch {
     uint64_t id;
     uint32_t n_groups, n_known, n_durable, n_samples;
-    group **groups;   /* [n_groups]; NULL: not yet known */
+    uint32_t n_in[SAMPLE_STATES]; /* samples by state */
+    int was_handed;               /* some were asked back */
+    group **groups;               /* [n_groups]; NULL: not yet known */
     group **order;    /* [n_groups] longest expected first, once all are durable; else NULL */
     int64_t open_ns;  /* when its samples could first be leased; 0: not yet */
     int was_complete; /* said in a BATCH to this trainer at once */
@@ -214,7 +220,8 @@ struct pl_coordinator {
 
     consumed *steps;
     int n_steps, room_steps;
-    int i_newest; /* of steps: the one recorded last; -1 */
+    int i_newest;         /* of steps: the one recorded last; -1 */
+    pl_msg_traced traced; /* as it was recorded last, since this process began */
     pl_msg_version version;
     char *version_dir, *version_host, *version_endpoint;
     record_state version_state;
@@ -299,6 +306,7 @@ void batches_forget(pl_coordinator *c, uint64_t step); /* CHECKPOINT */
 void batches_free(pl_coordinator *c);
 /* Leases of the one before are revoked. */
 void batches_make_current(pl_coordinator *c, batch *b);
+void batches_move(batch *b, sample *s, sample_state to);
 void batches_count(const batch *b, pl_msg_batch *out);
 int batches_is_complete(const batch *b); /* every sample is durable */
 void batches_tell(pl_coordinator *c, int64_t now_ns);
@@ -395,6 +403,7 @@ pl_status steps_on_consume(
 pl_status steps_on_version(
     pl_coordinator *c, int64_t now_ns, member *who, const pl_msg *m, pl_error *err);
 pl_status steps_on_checkpoint(pl_coordinator *c, const pl_msg *m, pl_error *err);
+pl_status steps_on_traced(pl_coordinator *c, const pl_msg *m, pl_error *err);
 pl_status steps_on_done(pl_coordinator *c, const pl_msg *m, pl_error *err);
 pl_status steps_add(
     pl_coordinator *c, const pl_msg_consume *m, record_state state, uint64_t by, pl_error *err);

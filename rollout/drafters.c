@@ -152,6 +152,7 @@ static void tell_figures(pl_coordinator *c, member *m, int64_t idle_ns)
     f.u.drafting.worker = m->name;
     f.u.drafting.idle_ms = idle_ms < UINT32_MAX ? (uint32_t)idle_ms : UINT32_MAX;
     f.u.drafting.alpha.data = m->alpha;
+    f.u.drafting.costs.data = m->costs;
     coordinator_send(c, &trainer->peer, &f, PL_MSG_DRAFTING);
 }
 
@@ -162,12 +163,15 @@ void drafters_on_drafting(pl_coordinator *c, member *who, const pl_msg *m)
         return;
     who->drafting_seq = m->h.seq;
     const int is_current = c->current && d->batch == c->current->id;
-    if (d->alpha.n > PL_DRAFTING_DEPTHS || (!is_current && d->batch != who->batch_before))
+    if (d->alpha.n > PL_DRAFTING_DEPTHS || d->costs.n > PL_COST_BUCKETS ||
+        (!is_current && d->batch != who->batch_before))
         return; /* of a batch that the trainer has left long since */
     who->figures = *d;
     who->has_figures = is_current;
     if (d->alpha.n)
         memcpy(who->alpha, d->alpha.data, d->alpha.n * sizeof who->alpha[0]);
+    if (d->costs.n)
+        memcpy(who->costs, d->costs.data, d->costs.n * sizeof who->costs[0]);
     tell_figures(c, who, is_current ? who->idle_ns : who->idle_before);
 }
 

@@ -124,14 +124,15 @@ static pl_status allocate(pl_engine *e, pl_error *err)
     const size_t n = (size_t)e->o.max_num_seqs;
     const size_t n_threads = (size_t)pl_team_size(pl_model_team(e->model));
     const pl_pass_options po = pass_options(&e->o);
-    pl_status st = pl_pass_new(&e->pass, e->model, &po, err);
+    const pl_arch pages = e->record ? recorded_arch(e->arch) : *e->arch;
+    pl_status st = e->record ? PL_OK : pl_pass_new(&e->pass, e->model, &po, err);
     if (st != PL_OK)
         return st;
     e->n_pages = plan_pages(e->arch, &e->o);
-    st = pl_kv_pool_new(&e->pool, e->arch, e->n_pages, err);
+    st = pl_kv_pool_new(&e->pool, &pages, e->n_pages, err);
     if (st != PL_OK)
         return st;
-    if (e->o.prefault)
+    if (e->o.prefault && !e->record)
         pl_kv_pool_prefault(e->pool);
     st = controller_init(&e->controller, &e->o, err);
     if (st != PL_OK)
@@ -148,8 +149,8 @@ static pl_status allocate(pl_engine *e, pl_error *err)
     return features_new(e, err);
 }
 
-pl_status pl_engine_new(pl_engine **out, pl_model *model, const pl_tokenizer *tok,
-    const pl_engine_options *o, const pl_log *log, pl_error *err)
+static pl_status make_engine(pl_engine **out, pl_model *model, const pl_tokenizer *tok,
+    const pl_engine_options *o, const pl_recorded *record, const pl_log *log, pl_error *err)
 {
     pl_status st = check_options(o, pl_model_arch(model), err);
     if (st != PL_OK)
@@ -161,6 +162,7 @@ pl_status pl_engine_new(pl_engine **out, pl_model *model, const pl_tokenizer *to
     e->model = model;
     e->arch = pl_model_arch(model);
     e->tok = tok;
+    e->record = record;
     e->log = log;
     e->is_speculative = o->speculative;
     e->propose = suffix_propose;
@@ -174,6 +176,20 @@ pl_status pl_engine_new(pl_engine **out, pl_model *model, const pl_tokenizer *to
         o->max_num_seqs, o->max_rows, o->speculative);
     *out = e;
     return PL_OK;
+}
+
+pl_status pl_engine_new(pl_engine **out, pl_model *model, const pl_tokenizer *tok,
+    const pl_engine_options *o, const pl_log *log, pl_error *err)
+{
+    return make_engine(out, model, tok, o, NULL, log, err);
+}
+
+pl_status pl_engine_new_recorded(pl_engine **out, pl_model *model, const pl_engine_options *o,
+    const pl_recorded *record, const pl_log *log, pl_error *err)
+{
+    if (o->speculative && o->learned_window > 0 && !record->features)
+        return pl_fail(err, PL_E_INVAL, "engine: a learned drafter, and a record without features");
+    return make_engine(out, model, NULL, o, record, log, err);
 }
 
 void pl_engine_clear(pl_engine *e)
@@ -304,8 +320,13 @@ pl_status pl_engine_submit(pl_engine *e, const pl_request *r, pl_error *err)
     pl_status st = check_request(e, r, err);
     if (st == PL_OK)
         st = make_sequence(e, r, &s, err);
-    if (st != PL_OK)
+    if (st == PL_OK && e->record)
+        st = recorded_take(e, s, err);
+    if (st != PL_OK) {
+        if (s)
+            sequence_free(e, s);
         return pl_wrap(err, st, "sample %u", r->uid);
+    }
     st = group_get(e, r, &g, err);
     if (st != PL_OK) {
         sequence_free(e, s);

@@ -73,6 +73,8 @@ static int feeds_learned(const pl_engine *e)
 void features_begin_pass(pl_engine *e)
 {
     const int is_wanted = feeds_learned(e) || e->windows.fn;
+    if (e->record)
+        return;
     pl_pass_set_features(e->pass, is_wanted ? &e->features : NULL);
 }
 
@@ -174,6 +176,8 @@ void features_settle(pl_engine *e, const plan *p)
     size_t i_row = 0;
     if (!feeds_learned(e) && !e->windows.fn)
         return;
+    if (e->record)
+        recorded_features(e, p);
     for (int i = 0; i < p->n_segs; i++) {
         const work *w = &e->work[i];
         const pl_segment *seg = &e->segs[i];

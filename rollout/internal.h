@@ -4,6 +4,7 @@
 
 #include "model/features.h"
 #include "rollout/controller.h"
+#include "rollout/recorded.h"
 #include "rollout/rollout.h"
 #include "verifier/verifier.h"
 
@@ -91,9 +92,11 @@ typedef struct sequence {
     int n_tail, tail_max;
     pl_finish finish;
     int n_draft, n_accepted, n_verify;
-    int place;     /* of the learned drafter; -1: none */
-    recorder *rec; /* NULL: no windows of this sample */
-    int recorded;  /* positions before this one are in windows that were handed over */
+    int place;           /* of the learned drafter; -1: none */
+    recorder *rec;       /* NULL: no windows of this sample */
+    int recorded;        /* positions before this one are in windows that were handed over */
+    const int32_t *text; /* [n_text] what is drawn, of an engine over a record */
+    int n_text;
 } sequence;
 
 /* One running sample's share of a round. */
@@ -135,10 +138,11 @@ struct pl_engine {
     int n_pages;
     controller controller;
     suffix_store store;
-    propose_fn propose;    /* the suffix drafter; tests put hostile ones here */
-    pl_learned *learned;   /* NULL: made without */
-    pl_learned_ask *asks;  /* [max_num_seqs] */
-    const pl_eagle *eagle; /* that drafts now, or NULL */
+    const pl_recorded *record; /* instead of passes; NULL: the target runs */
+    propose_fn propose;        /* the suffix drafter; tests put hostile ones here */
+    pl_learned *learned;       /* NULL: made without */
+    pl_learned_ask *asks;      /* [max_num_seqs] */
+    const pl_eagle *eagle;     /* that drafts now, or NULL */
     pl_features features; /* of the rows of the last pass; buffers are NULL where none are wanted */
     window_set windows;
     uint32_t version;
@@ -192,6 +196,20 @@ int engine_known(const sequence *s);
 /* Run fn for the first n jobs, spread over the team. */
 void engine_run_jobs(pl_engine *e, int n, job_fn fn);
 double engine_seconds(void);
+
+/* ---- recorded.c: an engine over a record (e->record is set) ---- */
+
+/* Of a pool whose pages are only counted. */
+pl_arch recorded_arch(const pl_arch *a);
+/* The recorded response of a sample.  Errors: PL_E_INVAL. */
+pl_status recorded_take(const pl_engine *e, sequence *s, pl_error *err);
+/* What a pass does to the sequences. */
+void recorded_pass(const pl_engine *e, const plan *p);
+/* As pl_verify.  Errors: PL_E_INVAL when the record ends too early. */
+pl_status recorded_verify(const sequence *s, const pl_draft *draft, pl_verdict *out, pl_error *err);
+/* Features of the rows that stay, where the pass would have written them. */
+void recorded_features(pl_engine *e, const plan *p);
+double recorded_pass_s(const pl_engine *e, int n_rows);
 
 /* ---- draft.c: trees for the samples that decode, as far as they pay ---- */
 

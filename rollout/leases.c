@@ -32,7 +32,7 @@ void leases_end(pl_coordinator *c, sample *s)
     if (s->state != SAMPLE_LEASED)
         return;
     member *holder = s->holder;
-    s->state = SAMPLE_PENDING;
+    batches_move(c->current, s, SAMPLE_PENDING); /* no other batch has leases */
     s->holder = NULL;
     s->is_listed = 0;
     s->held_ns = 0;
@@ -133,7 +133,7 @@ static void hold(pl_coordinator *c, int64_t now_ns, sample *s, member *m)
 {
     c->stats.n_leases++;
     c->stats.n_releases += s->was_leased != 0;
-    s->state = SAMPLE_LEASED;
+    batches_move(c->current, s, SAMPLE_LEASED);
     s->was_leased = 1;
     s->holder = m;
     s->is_listed = 0;
@@ -312,12 +312,18 @@ void leases_grant(pl_coordinator *c, int64_t now_ns)
     if (!b->open_ns)
         b->open_ns = now_ns;
     group *const *order = b->order ? b->order : b->groups;
-    for (uint32_t i = 0; i < b->n_groups; i++) {
+    shares sh = {0}; /* the same for all groups of a version: what is granted meanwhile counts on */
+    uint32_t version = 0;
+    int is_full = 0; /* nobody has room: only heirs get some */
+    for (uint32_t i = 0; b->n_in[SAMPLE_PENDING] && i < b->n_groups; i++) {
         group *g = order[i];
         member *m = NULL;
         uint32_t left = 0;
-        int is_full = 0; /* nobody has room: only heirs get some */
-        shares sh = {0};
+        if (g->m.policy_version != version) {
+            sh = (shares){0};
+            version = g->m.policy_version;
+            is_full = 0;
+        }
         for (uint32_t k = 0; k < g->m.n; k++) {
             sample *s = &g->samples[k];
             if (s->state != SAMPLE_PENDING || (s->may_run && c->is_waiting))
@@ -394,11 +400,29 @@ static int take_held(
     return 1;
 }
 
+/* It runs all that is leased to it, as it said before: nothing follows from that. */
+static int is_as_before(const batch *b, const member *who, const pl_msg_status *s)
+{
+    uint32_t n = 0;
+    if (!b || s->batch != b->id || s->held.n || s->running.n != who->n_leased ||
+        who->n_leased > LIST_MAX)
+        return 0;
+    for (uint32_t i = 0; i < s->running.n; i++) {
+        group *g = NULL;
+        const sample *at = batches_sample(b, uid_at(&s->running, i), &g);
+        n += at && at->state == SAMPLE_LEASED && at->holder == who && at->is_listed &&
+             !at->held_ns && g->m.policy_version == who->policy_version;
+    }
+    return n == who->n_leased;
+}
+
 void leases_on_status(
     pl_coordinator *c, int64_t now_ns, member *who, const pl_msg_status *s, int is_first)
 {
     batch *b = c->current;
     check_running(c, now_ns, who, s, is_first);
+    if (is_as_before(b, who, s))
+        return;
     for (uint32_t i = 0; b && who->n_leased && i < b->n_groups; i++) {
         group *g = b->groups[i];
         for (uint32_t k = 0; g && k < g->m.n; k++) {

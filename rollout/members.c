@@ -355,8 +355,9 @@ pl_status members_hello(
         must_wait(c, now_ns, from, h))
         return PL_OK;
     member *who = members_find(c, from);
-    if (!who && c->n_members >= MEMBERS_MAX) {
-        members_reject(c, from, PL_E_TIMEOUT, "the run has %d members already", MEMBERS_MAX);
+    const int most = c->o.members_max > 0 ? c->o.members_max : MEMBERS_MAX;
+    if (!who && c->n_members >= most) {
+        members_reject(c, from, PL_E_TIMEOUT, "the run has %d members already", most);
         return PL_OK;
     }
     if (!who) {
@@ -375,6 +376,9 @@ pl_status members_hello(
         snprintf(who->host, sizeof who->host, "%.*s", NAME_ROOM - 1, h->host);
         who->max_seqs = h->max_seqs < SEQS_MAX ? h->max_seqs : SEQS_MAX;
         who->policy_version = UINT32_MAX;
+        who->pid = h->pid;
+        who->n_threads = h->n_threads;
+        who->n_held = 0;
         who->has_status = 0;
         who->is_draining = 0;
         who->joined_ns = now_ns;
@@ -413,6 +417,7 @@ int members_status(pl_coordinator *c, int64_t now_ns, member *who, const pl_msg 
         c->want_grant = 1;
     }
     who->rate = s->rate > 0 && s->rate < 1e9f ? s->rate : 0;
+    who->n_held = s->held.n;
     if (who->is_draining || s->state == PL_WORKER_DRAINING) {
         members_move(c, who, PL_WORKER_DRAINING, "STATUS");
     } else if (s->state == PL_WORKER_BUSY || s->state == PL_WORKER_IDLE) {

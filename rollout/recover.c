@@ -58,7 +58,7 @@ static pl_status replay_result(pl_coordinator *c, const pl_msg_result *r, pl_err
     pl_status st = results_put(s, r, err);
     if (st == PL_OK)
         st = batches_learn(c, g->m.prompt_key, s->n, err);
-    s->state = SAMPLE_DURABLE;
+    batches_move(b, s, SAMPLE_DURABLE);
     return st;
 }
 
@@ -82,7 +82,7 @@ static pl_status replay_of_result(pl_coordinator *c, const pl_msg *m, pl_error *
         s->reward_mark = m->u.reward.mark;
     } else {
         results_refuse(s);
-        s->state = SAMPLE_PENDING;
+        batches_move(b, s, SAMPLE_PENDING);
     }
     return PL_OK;
 }

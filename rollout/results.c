@@ -79,7 +79,6 @@ pl_status results_put(sample *s, const pl_msg_result *r, pl_error *err)
     const size_t n = strnlen(r->worker, NAME_ROOM - 1);
     memcpy(s->worker, r->worker, n);
     s->worker[n] = '\0';
-    s->state = SAMPLE_RECORDED;
     return PL_OK;
 }
 
@@ -100,11 +99,14 @@ static pl_status record_first(pl_coordinator *c, int64_t now_ns, member *who, ba
     record.u.result.reward = 0;
     record.u.result.reward_mark = 0;
     const waiting w = {.batch = b->id, .id = s->uid, .to = who->peer};
-    const pl_status st = coordinator_record(c, &record, PL_MSG_RESULT, &w, err);
+    pl_status st = coordinator_record(c, &record, PL_MSG_RESULT, &w, err);
     if (st != PL_OK)
         return st;
     coordinator_progressed(c, now_ns);
-    return results_put(s, &record.u.result, err);
+    st = results_put(s, &record.u.result, err);
+    if (st == PL_OK)
+        batches_move(b, s, SAMPLE_RECORDED);
+    return st;
 }
 
 /* Keyed noise: one of the two lies, and the trainer's audit of the first will tell which.  Until
@@ -201,7 +203,7 @@ void results_durable(pl_coordinator *c, const waiting *w, batch *b)
     if (!s || s->state != SAMPLE_RECORDED)
         return;
     pl_error ignored;
-    s->state = SAMPLE_DURABLE;
+    batches_move(b, s, SAMPLE_DURABLE);
     (void)batches_learn(c, g->m.prompt_key, s->n, &ignored); /* lengths only order the work */
     const member *who = members_find(c, &w->to);
     if (who && who->state != PL_WORKER_LOST)
@@ -301,7 +303,7 @@ pl_status results_on_refuse(pl_coordinator *c, const pl_msg *m, pl_error *err)
     members_pardon(c, b->id, s);
     c->stats.recomputed_tokens += s->n;
     results_refuse(s);
-    s->state = SAMPLE_VOID;
+    batches_move(b, s, SAMPLE_VOID);
     b->was_complete = 0;
     return PL_OK;
 }

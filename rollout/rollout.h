@@ -37,6 +37,10 @@ typedef struct pl_engine_options {
     int learned_depth, learned_topk; /* of its trees; 6, 4 */
 } pl_engine_options;
 
+/* Passes are told apart by their rows: 1..15 exactly, then 8 buckets an octave. */
+int pl_cost_bucket(int n_rows);
+double pl_cost_rows(int bucket); /* the middle of a bucket */
+
 /* Counters since the last pl_engine_stats_reset. */
 typedef struct pl_engine_stats {
     int64_t n_rounds, n_rows, n_prefill_rows;
@@ -56,6 +60,9 @@ typedef struct pl_engine_stats {
     int64_t n_tail_emitted, n_tail_steps;
     double tail_s;
     int64_t n_swaps; /* of drafters */
+    /* passes without prefill, by pl_cost_bucket of their rows */
+    int64_t n_passes[PL_COST_BUCKETS];
+    double passes_s[PL_COST_BUCKETS];
 } pl_engine_stats;
 
 typedef struct pl_engine pl_engine;

@@ -81,12 +81,17 @@ static void verify_job(pl_engine *e, work *w, int i_thread)
     logits_source source = {e, w};
     float *scratch = e->scratch + (size_t)i_thread * (size_t)pl_pad32(n_vocab);
     w->n_kept = 0;
-    w->status = pl_verify(&w->draft, n_vocab, &draw, pl_model_ops(e->model), logits_of_row, &source,
-        scratch, &w->verdict, &w->err);
+    w->status = e->record ? recorded_verify(s, &w->draft, &w->verdict, &w->err)
+                          : pl_verify(&w->draft, n_vocab, &draw, pl_model_ops(e->model),
+                                logits_of_row, &source, scratch, &w->verdict, &w->err);
     if (w->status != PL_OK)
         return;
     w->n_kept = sequence_accept(e, s, &w->verdict);
-    if (s->finish == PL_FINISH_NONE && w->draft.n > 1)
+    if (s->finish != PL_FINISH_NONE || w->draft.n == 1)
+        return;
+    if (e->record)
+        s->kv.n_tokens += w->verdict.n;
+    else
         pl_pass_commit(e->pass, e->pool, w->i_seg, w->verdict.row, w->verdict.n);
 }
 
@@ -176,7 +181,7 @@ static pl_status draw_first_tokens(pl_engine *e, pl_error *err)
         e->jobs[n++] = w;
     }
     const pl_status st = verify(e, n, err);
-    e->stats.verify_s += engine_seconds() - t;
+    e->stats.verify_s += e->record ? n * e->record->draw_s : engine_seconds() - t;
     return st;
 }
 
@@ -271,10 +276,37 @@ static void settle_prompts(pl_engine *e, const plan *p)
         group *g = w->s->group;
         if (!w->is_prefill || e->segs[i].n_logits == 0)
             continue;
-        memcpy(g->logits, pl_pass_logits(e->pass, i, e->segs[i].n_rows - 1),
-            (size_t)e->arch->n_vocab * sizeof *g->logits);
+        if (!e->record)
+            memcpy(g->logits, pl_pass_logits(e->pass, i, e->segs[i].n_rows - 1),
+                (size_t)e->arch->n_vocab * sizeof *g->logits);
         g->is_ready = 1;
     }
+}
+
+static void count_pass(pl_engine *e, const plan *p, double pass_s, int n_emitted, double verify_s)
+{
+    if (e->record) { /* nothing ran: the controller decides by what it would have taken */
+        pass_s = recorded_pass_s(e, p->n_rows);
+        verify_s = n_emitted * e->record->draw_s;
+    }
+    controller_observe_pass(
+        &e->controller, p->n_rows, p->n_prefill == 0, pass_s, n_emitted, verify_s);
+    if (p->n_prefill == 0) {
+        e->stats.n_passes[pl_cost_bucket(p->n_rows)]++;
+        e->stats.passes_s[pl_cost_bucket(p->n_rows)] += pass_s;
+    }
+    e->stats.n_rows += p->n_rows;
+    e->stats.n_prefill_rows += p->n_prefill;
+    e->stats.pass_s += pass_s;
+    e->stats.verify_s += verify_s;
+}
+
+static pl_status run_rows(pl_engine *e, const plan *p, pl_error *err)
+{
+    if (!e->record)
+        return pl_pass_run(e->pass, e->pool, e->segs, p->n_segs, err);
+    recorded_pass(e, p);
+    return PL_OK;
 }
 
 static pl_status run_pass(pl_engine *e, plan *p, pl_error *err)
@@ -282,7 +314,7 @@ static pl_status run_pass(pl_engine *e, plan *p, pl_error *err)
     int n = 0, n_emitted = 0;
     features_begin_pass(e);
     const double begin = engine_seconds();
-    pl_status st = pl_pass_run(e->pass, e->pool, e->segs, p->n_segs, err);
+    pl_status st = run_rows(e, p, err);
     if (st != PL_OK)
         return st;
     const double passed = engine_seconds();
@@ -301,12 +333,7 @@ static pl_status run_pass(pl_engine *e, plan *p, pl_error *err)
         if (w->item.proposal.n > 1)
             controller_observe_item(&e->controller, &w->item, w->verdict.token, w->n_kept);
     }
-    controller_observe_pass(
-        &e->controller, p->n_rows, p->n_prefill == 0, passed - begin, n_emitted, verified - passed);
-    e->stats.n_rows += p->n_rows;
-    e->stats.n_prefill_rows += p->n_prefill;
-    e->stats.pass_s += passed - begin;
-    e->stats.verify_s += verified - passed;
+    count_pass(e, p, passed - begin, n_emitted, verified - passed);
     return PL_OK;
 }
 

@@ -142,17 +142,8 @@ static void begin(pl_coordinator *c, int64_t now_ns, member *lead, const char *c
 int sessions_is_tail(const pl_coordinator *c)
 {
     const batch *b = c->current;
-    int n_running = 0;
-    if (!b || b->n_durable != b->n_groups)
-        return 0;
-    for (uint32_t i = 0; i < b->n_groups; i++)
-        for (uint32_t k = 0; k < b->groups[i]->m.n; k++) {
-            const sample_state state = b->groups[i]->samples[k].state;
-            if (state == SAMPLE_PENDING || state == SAMPLE_VOID)
-                return 0;
-            n_running += state == SAMPLE_LEASED;
-        }
-    return n_running > 0;
+    return b && b->n_durable == b->n_groups && !b->n_in[SAMPLE_PENDING] && !b->n_in[SAMPLE_VOID] &&
+           b->n_in[SAMPLE_LEASED];
 }
 
 static void begin_if_due(pl_coordinator *c, int64_t now_ns)

@@ -222,6 +222,20 @@ pl_status steps_on_checkpoint(pl_coordinator *c, const pl_msg *m, pl_error *err)
     return PL_OK;
 }
 
+/* Said again with its CONSUME: recorded once, unless the trace has grown another way since. */
+pl_status steps_on_traced(pl_coordinator *c, const pl_msg *m, pl_error *err)
+{
+    const pl_msg_traced *t = &m->u.traced;
+    if (t->step == c->traced.step && is_same_hash(&t->head, &c->traced.head))
+        return PL_OK;
+    pl_msg record = *m;
+    const waiting w = {.batch = t->step};
+    const pl_status st = coordinator_record(c, &record, PL_MSG_TRACED, &w, err);
+    if (st == PL_OK)
+        c->traced = *t;
+    return st;
+}
+
 pl_status steps_on_done(pl_coordinator *c, const pl_msg *m, pl_error *err)
 {
     if (c->end == DURABLE) {

@@ -26,10 +26,13 @@ enum { WORKERS_MAX = 64 }; /* of which some are looked at */
 static void for_leased(pl_coordinator *c, void (*visit)(void *ctx, sample *s), void *ctx)
 {
     const batch *b = c->current;
-    for (uint32_t i = 0; i < b->n_groups; i++)
-        for (uint32_t k = 0; k < b->groups[i]->m.n; k++)
-            if (b->groups[i]->samples[k].state == SAMPLE_LEASED)
+    uint32_t n_left = b->n_in[SAMPLE_LEASED];
+    for (uint32_t i = 0; n_left && i < b->n_groups; i++)
+        for (uint32_t k = 0; n_left && k < b->groups[i]->m.n; k++)
+            if (b->groups[i]->samples[k].state == SAMPLE_LEASED) {
                 visit(ctx, &b->groups[i]->samples[k]);
+                n_left--;
+            }
 }
 
 typedef struct table {
@@ -137,7 +140,8 @@ void tail_tick(pl_coordinator *c, int64_t now_ns)
     order o = {.c = c, .now_ns = now_ns};
     if (!c->o.consolidate_below || c->is_draining || c->is_done || c->is_waiting || !c->current ||
         c->current->id >> 32 != 0 || !c->current->open_ns ||
-        !coordinator_is_late(now_ns, c->current->open_ns, SHARE_MS) || !sessions_is_tail(c))
+        !coordinator_is_late(now_ns, c->current->open_ns, SHARE_MS) || !sessions_is_tail(c) ||
+        (!c->current->was_handed && c->current->n_in[SAMPLE_LEASED] > c->o.consolidate_below))
         return;
     for_leased(c, count, &t);
     if (t.is_handing) {
@@ -151,6 +155,7 @@ void tail_tick(pl_coordinator *c, int64_t now_ns)
     if (!heir)
         return;
     giver->m->gave = c->current->id + 1;
+    c->current->was_handed = 1;
     o.giver = giver->m;
     o.heir = heir->m->incarnation;
     pl_log_info(

@@ -95,6 +95,8 @@ pl_status pl_engine_set_windows(pl_engine *e, pl_window_fn fn, void *ctx, int ro
 {
     if (fn && rows < 1)
         return pl_fail(err, PL_E_INVAL, "engine: windows of %d rows; at least 1", rows);
+    if (fn && e->record)
+        return pl_fail(err, PL_E_INVAL, "engine: windows of a record, which are known already");
     windows_done(e);
     if (!fn)
         return PL_OK;

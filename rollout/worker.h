@@ -48,10 +48,11 @@ typedef struct pl_worker_io {
         void *ctx, const pl_msg_train *t, int (*keep_on)(void *k_ctx), void *k_ctx, pl_error *err);
     /* The session of the calls before is over: give everything back.  NULL: not told. */
     void (*train_end)(void *ctx);
-    /* Make this version of the drafter the engine's; called between rounds, samples may run.  On an
-     * error the one before goes on; tried WORKER_TRIES times.  NULL: versions are not used, and
-     * shown as 0. */
-    pl_status (*drafter)(void *ctx, const pl_msg_drafter *d, pl_error *err);
+    /* Make this version of the drafter the engine's; called between rounds, samples may run.
+     * keep_alive as of load.  On an error the one before goes on; tried WORKER_TRIES times.  NULL:
+     * versions are not used, and shown as 0. */
+    pl_status (*drafter)(void *ctx, const pl_msg_drafter *d, void (*keep_alive)(void *),
+        void *ka_ctx, pl_error *err);
     /* Fill in what is known of m->batch; idle_ms and worker are set already.  Strings and spans are
      * borrowed until the next call.  NULL: no figures. */
     void (*drafting)(void *ctx, pl_msg_drafting *m);

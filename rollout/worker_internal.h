@@ -81,7 +81,8 @@ typedef struct staged {
 } staged;
 
 typedef struct figures { /* of a DRAFTING */
-    pl_msg_drafting m;
+    pl_msg_drafting m; /* its pointers are NULL */
+    pl_pass_cost costs[PL_COST_BUCKETS];
     float alpha[PL_DRAFTING_DEPTHS];
 } figures;
 
@@ -154,6 +155,7 @@ typedef struct worker {
     figures figures;        /* as they were said last */
     uint64_t figures_batch; /* of a lease or a TRAIN, whichever came first */
     int has_figures;
+    int has_run; /* samples ran at the last tick */
     int64_t figures_ns, idle_ns, ticked_ns;
 } worker;
 
@@ -174,6 +176,8 @@ void worker_leave(worker *w);
 
 /* Say STATUS, if joined: something is as it was not a moment ago. */
 void worker_say_status(worker *w);
+/* STATUS when it is due; ctx is the worker. */
+void worker_keep_alive(void *ctx);
 
 /* ---- worker_spot.c: sessions of the spot trainer, versions of the drafter, figures ---- */
 

@@ -191,7 +191,7 @@ static pl_status rejected(worker *w, const pl_msg_reject *r, pl_error *err)
 
 /* ---- versions ---- */
 
-static void keep_alive(void *ctx)
+void worker_keep_alive(void *ctx)
 {
     worker *w = ctx;
     say_status_if_due(w, now_of(w));
@@ -210,7 +210,7 @@ static pl_status take_version(worker *w, const pl_msg *m, pl_error *err)
     worker_drop_running(w);
     worker_end_session(w);
     w->version = WORKER_NONE; /* if loading breaks off in the middle */
-    const pl_status st = w->io.load(w->io.ctx, v, keep_alive, w, &w->engine, &why);
+    const pl_status st = w->io.load(w->io.ctx, v, worker_keep_alive, w, &w->engine, &why);
     w->heard_ns = now_of(w); /* nobody listened: no silence */
     w->is_status_due = 1;
     if (st == PL_OK) {

@@ -212,7 +212,7 @@ static void swap_drafter(worker *w)
     if (!w->is_staged || w->version == WORKER_NONE)
         return; /* an engine is there from the first version of the policy on */
     w->is_staged = 0;
-    const pl_status st = w->io.drafter(w->io.ctx, &w->staged.m, &why);
+    const pl_status st = w->io.drafter(w->io.ctx, &w->staged.m, worker_keep_alive, w, &why);
     if (st == PL_OK) {
         w->drafter_version = w->staged.m.version;
         w->is_status_due = 1;
@@ -268,7 +268,10 @@ static void say_figures(worker *w, int64_t now, int is_last)
     f.m.alpha.n = f.m.alpha.n < PL_DRAFTING_DEPTHS ? f.m.alpha.n : PL_DRAFTING_DEPTHS;
     if (f.m.alpha.n)
         memcpy(f.alpha, f.m.alpha.data, f.m.alpha.n * sizeof f.alpha[0]);
-    f.m.alpha.data = NULL;
+    f.m.costs.n = f.m.costs.n < PL_COST_BUCKETS ? f.m.costs.n : PL_COST_BUCKETS;
+    if (f.m.costs.n)
+        memcpy(f.costs, f.m.costs.data, f.m.costs.n * sizeof f.costs[0]);
+    f.m.alpha.data = f.m.costs.data = NULL;
     f.m.idle_ms = 0; /* it always changes */
     if (!is_last && age < REPEAT_NS && memcmp(&f, &w->figures, sizeof f) == 0)
         return;
@@ -277,6 +280,7 @@ static void say_figures(worker *w, int64_t now, int is_last)
     pl_msg m = {.h.type = PL_MSG_DRAFTING, .u.drafting = f.m};
     m.u.drafting.idle_ms = idle_ms;
     m.u.drafting.alpha.data = f.alpha;
+    m.u.drafting.costs.data = f.costs;
     w->wire.send(w->wire.ctx, &m);
 }
 
@@ -304,5 +308,7 @@ void worker_spot_tick(worker *w, int64_t now)
     }
     swap_drafter(w);
     announce(w, now);
-    say_figures(w, now, 0);
+    const int has_drained = w->has_run && w->n_running == 0;
+    w->has_run = w->n_running > 0;
+    say_figures(w, now, has_drained); /* the step's figures, before its last result is durable */
 }

@@ -24,7 +24,7 @@ static struct script {
     uint32_t is_lead;
     char buffers[64];
     int op;
-    int n_drafters, drafter_fails;
+    int n_drafters, drafter_fails, drafter_breaths; /* 100 ms each, that taking one lasts */
     uint32_t drafter, published;
     uint32_t n_figures; /* told */
 } sc;
@@ -82,9 +82,14 @@ static void train_end(void *ctx)
     sc.n_ends++;
 }
 
-static pl_status take_drafter(void *ctx, const pl_msg_drafter *d, pl_error *err)
+static pl_status take_drafter(
+    void *ctx, const pl_msg_drafter *d, void (*keep_alive)(void *), void *ka_ctx, pl_error *err)
 {
     (void)ctx;
+    for (int i = 0; i < sc.drafter_breaths; i++) {
+        w.now += 100 * WORKER_MS;
+        keep_alive(ka_ctx);
+    }
     cr_assert(!sc.is_within, "a version in the middle of a piece");
     cr_assert_str_eq(d->dir, "/d");
     sc.n_drafters++;
@@ -441,6 +446,19 @@ Test(worker_spot, who_has_work_or_no_trainer_is_not_to_be_asked, .timeout = 60)
 }
 
 /* ---- versions of the drafter ---- */
+
+Test(worker_spot, the_heartbeat_goes_on_while_a_version_is_fetched, .timeout = 60)
+{
+    in_session(7);
+    sc.drafter_breaths = 20;
+    const int n_before = w.n_status;
+    say_drafter(2);
+    sc.at_op = -1;
+    go_on(1);
+    cr_assert_eq(sc.drafter, 2);
+    cr_assert_geq(w.n_status - n_before, 3);
+    end();
+}
 
 Test(worker_spot, versions_are_swapped_between_rounds_and_rise, .timeout = 60)
 {
