@@ -37,6 +37,10 @@ static const bench_entry benches[] = {
     {"packing", bench_packing, "training the drafter on packed samples, against padded ones"},
     {"checkpoint", bench_checkpoint, "of the drafter's training: time that it stands still"},
     {"preempt", bench_preempt, "from the order to stop training the drafter to the core returned"},
+    {"whatif", bench_whatif, "what replay --what-if says of a tree, against a live run of it"},
+    {"trace", bench_trace, "writing the trace, against the rollouts; its bytes"},
+    {"simulate", bench_simulate, "paceline simulate with the costs of another run, against the run"},
+    {"monitor", bench_monitor, "rollouts while monitors and ten browsers look, against nobody"},
     {"channel", bench_channel, "new weights to two workers, against hashing or copying them"},
 };
 enum { N_BENCHES = sizeof benches / sizeof benches[0] };
@@ -221,7 +225,8 @@ static const bench_entry *choose(bench *b, int n_args, char **args, pl_error *er
         b->arms = all_arms;
     b->overrides = args + 1;
     b->n_overrides = n_args - 1;
-    if (b->n_overrides > 0 && e->run != bench_memory && e->run != bench_arms) {
+    if (b->n_overrides > 0 && e->run != bench_memory && e->run != bench_arms &&
+        e->run != bench_simulate) {
         pl_error_set(err, PL_E_USAGE, "bench %s takes no argument '%s'", e->name, args[1]);
         return NULL;
     }
@@ -259,7 +264,7 @@ int cmd_bench(int argc, char **argv)
             "..."},
         {"dir", CLI_STRING, &b.dir, 0, 0, "DIR", "arms: of the bench; the same one goes on"},
         {"arms", CLI_STRING, &b.arms, 0, 0, "LIST", "arms: those that take part (all)"},
-        {"drafter", CLI_STRING, &b.drafter, 0, 0, "DIR", "arms: the drafter to begin with"},
+        {"drafter", CLI_STRING, &b.drafter, 0, 0, "DIR", "arms, whatif: the drafter to begin with"},
         {"rollouts", CLI_STRING, &b.rollouts, 0, 0, "FILE",
             "idle, packing: recorded responses, or a run directory"},
         {"steps", CLI_INT, &b.steps, 1, 1000000, "N", "memory, arms: steps of the run (1; 24)"},

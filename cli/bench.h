@@ -96,8 +96,20 @@ pl_status bench_processes(bench *b, pl_error *err);
 /* ---- bench_packing.c ---- */
 pl_status bench_packing(bench *b, pl_error *err);
 
+/* ---- bench_trace.c ---- */
+pl_status bench_trace(bench *b, pl_error *err);
+
+/* ---- bench_monitor.c ---- */
+pl_status bench_monitor(bench *b, pl_error *err);
+
 /* ---- bench_arms.c ---- */
 pl_status bench_arms(bench *b, pl_error *err);
+
+/* ---- bench_whatif.c ---- */
+pl_status bench_whatif(bench *b, pl_error *err);
+
+/* ---- bench_simulate.c ---- */
+pl_status bench_simulate(bench *b, pl_error *err);
 
 /* A child with one stream socket as its stdin and stdout; stderr is ours. */
 typedef struct bench_child {

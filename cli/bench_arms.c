@@ -493,7 +493,7 @@ static pl_status run_step(arms *a, int64_t step, pl_error *err)
             st = x->source.consume(x->source.self, step, &x->batch, a->state.policy_version, err);
     }
     if (st == PL_OK)
-        st = pl_checkpoint_save(a->dir, a->trainer, a->m.tokenizer, &a->state, 1, err);
+        st = pl_checkpoint_save(a->dir, a->trainer, a->m.tokenizer, NULL, &a->state, 1, err);
     return st;
 }
 

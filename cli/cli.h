@@ -106,10 +106,14 @@ int cmd_drafter(int argc, char **argv);
 int cmd_generate(int argc, char **argv);
 int cmd_inspect(int argc, char **argv);
 int cmd_keygen(int argc, char **argv);
+int cmd_monitor(int argc, char **argv);
+int cmd_replay(int argc, char **argv);
 int cmd_run(int argc, char **argv);
 int cmd_score(int argc, char **argv);
+int cmd_simulate(int argc, char **argv);
 int cmd_tiny(int argc, char **argv);
 int cmd_tokenize(int argc, char **argv);
+int cmd_trace(int argc, char **argv);
 int cmd_trainer(int argc, char **argv);
 int cmd_worker(int argc, char **argv);
 

@@ -1,4 +1,5 @@
 /* cli/coordinate.c - paceline coordinator: the process that grants leases and keeps the ledger. */
+#include "cli/observe.h"
 #include "cli/run.h"
 #include "cli/version.h"
 #include "core/file.h"
@@ -17,6 +18,8 @@
 typedef struct watch {
     const char *run_dir;
     double orphan_since;
+    const run_config *config;
+    observer *observer; /* NULL: nobody can watch */
 } watch;
 
 enum { PATIENCE_S = 60, CONFIG_BYTES_MAX = 256 << 10 };
@@ -32,6 +35,93 @@ static int should_stop(void *ctx)
         w->orphan_since = run_seconds();
     return run_seconds() - w->orphan_since > PATIENCE_S;
 }
+
+/* ---- for who watches ---- */
+
+static void take_worker(void *ctx, const pl_coordinator_worker *w)
+{
+    const pl_snapshot_worker row = {.state = (uint8_t)w->state,
+        .pid = w->pid,
+        .n_threads = w->n_threads,
+        .policy_version = w->policy_version,
+        .drafter_version = w->drafter_version,
+        .n_running = w->n_leased,
+        .n_held = w->n_held,
+        .rate = w->rate};
+    watch *o = ctx;
+
+    observe_worker(o->observer, w->name, &row);
+    if (w->state == PL_WORKER_BUSY)
+        o->observer->now.rate += (double)w->rate;
+}
+
+static void take_length(void *ctx, uint32_t n_tokens, int is_done)
+{
+    pl_snapshot *s = ctx;
+    const int bucket = pl_snapshot_bucket((int)n_tokens);
+
+    if (is_done)
+        s->lengths[bucket]++;
+    else
+        s->running_lengths[bucket]++;
+}
+
+/* What a batch is for says its id; that rewards or the update are awaited, how far it is. */
+static pl_phase phase_of(const watch *w, const pl_coordinator_view *v)
+{
+    const uint64_t kind = v->batch >> 32;
+    const uint64_t freq = (uint64_t)w->config->trainer.save_freq;
+
+    if (v->is_done)
+        return PL_PHASE_DONE;
+    if (!v->has_batch)
+        return PL_PHASE_STARTING;
+    if (kind != RUN_TRAIN)
+        return kind == RUN_EVAL ? PL_PHASE_EVAL : PL_PHASE_COMPARE;
+    if (!v->is_complete)
+        return PL_PHASE_ROLLOUT;
+    if (v->n_rewarded < v->n_samples && !v->is_consumed)
+        return PL_PHASE_REWARD;
+    if (v->is_consumed && freq > 0 && v->step % freq == 0 && v->checkpoint < v->step)
+        return PL_PHASE_CHECKPOINT;
+    return PL_PHASE_UPDATE;
+}
+
+static void observe(void *ctx, const pl_coordinator *machine, int64_t now_ns)
+{
+    watch *w = ctx;
+    pl_coordinator_view v;
+
+    if (!w->observer)
+        return;
+    pl_snapshot *s = &w->observer->now;
+    pl_coordinator_watch(machine, now_ns, &v);
+    observe_begin(w->observer);
+    observe_phase(w->observer, phase_of(w, &v));
+    s->step = (int64_t)v.step;
+    s->batch = v.batch;
+    s->n_samples = v.n_samples;
+    s->n_done = v.n_done;
+    s->n_running = v.n_running;
+    s->n_queued = v.n_queued;
+    s->n_tokens = v.n_tokens;
+    s->policy_version = v.policy_version;
+    s->drafter_version = v.drafter_version;
+    s->session = v.session;
+    s->n_lost = v.n_lost;
+    s->n_quarantined = v.n_quarantined;
+    s->n_leased_again = v.n_leased_again;
+    s->n_recomputed = v.n_recomputed;
+    snprintf(s->awaited, sizeof s->awaited, "%s", v.awaited);
+    memset(s->lengths, 0, sizeof s->lengths);
+    memset(s->running_lengths, 0, sizeof s->running_lengths);
+    pl_coordinator_each_length(machine, take_length, s);
+    s->rate = 0;
+    pl_coordinator_each_worker(machine, take_worker, w);
+    observe_end(w->observer);
+}
+
+/* ---- the process ---- */
 
 /* The run's own number: of its ledger, and of nothing else. */
 static pl_status run_id(const char *dir, char out[20], pl_error *err)
@@ -62,7 +152,8 @@ static pl_status coordinate(
     char address[512], run[20], *text = NULL;
     size_t n_text = 0;
     int fd = -1;
-    watch w = {dir, run_seconds()};
+    watch w = {dir, run_seconds(), c, NULL};
+    pl_error unwatched = {0};
     const pl_log log = {PL_LOG_WARN, STDERR_FILENO, isatty(STDERR_FILENO)};
     const pl_log told = {PL_LOG_INFO, log.fd, log.is_tty};
 
@@ -101,6 +192,7 @@ static pl_status coordinate(
         .keys = wire->keys,
         .endpoint_file = endpoint,
         .should_stop = should_stop,
+        .observe = observe,
         .ctx = &w};
     if (st == PL_OK)
         st = pl_dir_make(ledger, err);
@@ -109,8 +201,12 @@ static pl_status coordinate(
     if (st == PL_OK && wire->listen)
         pl_log_info(&told, "listening at %s for workers with keys of '%s'", wire->listen,
             wire->keys ? wire->keys : "");
+    if (st == PL_OK &&
+        observe_open(&w.observer, dir, run, c->trainer.total_training_steps, &unwatched) != PL_OK)
+        pl_log_warn(&log, "%s; continuing, paceline monitor will see less", unwatched.msg);
     if (st == PL_OK)
         st = pl_coordinate(&o, &log, err);
+    observe_close(w.observer, st == PL_OK);
     free(text);
     if (fd >= 0)
         close(fd);

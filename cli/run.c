@@ -1,6 +1,6 @@
 /* cli/run.c - paceline run: in one process (rollout.num_workers=0), or as the supervisor of many.
  */
-#include "cli/run.h"
+#include "cli/replay_parts.h"
 
 #include <string.h>
 #include <sys/prctl.h>
@@ -77,6 +77,8 @@ int cmd_trainer(int argc, char **argv)
     };
     pl_error err = {0};
 
+    if (argc > 1 && strcmp(argv[1], "replay") == 0)
+        return replay_in_trainer(argc - 1, argv + 1);
     pl_status st = cli_parse(argc, argv, "trainer --connect RUN_DIR", options, &n, &helped, &err);
     if (st == PL_OK && helped)
         return 0;

@@ -7,6 +7,7 @@
 #include "ipc/ipc.h"
 #include "monitor/monitor.h"
 #include "rollout/rollout.h"
+#include "rollout/trace.h"
 #include "trainer/reward_command.h"
 #include "trainer/spot.h"
 #include "trainer/trainer.h"
@@ -38,13 +39,17 @@ typedef struct run_trainer_options { /* trainer.* */
     int64_t total_training_steps, save_freq, test_freq, max_ckpt_to_keep, threads, compare_prompts;
     int64_t stall_seconds;
     double audit;
-    int val_before_train;
+    int val_before_train, trace;
     char default_local_dir[PL_CONFIG_STR], experiment_name[PL_CONFIG_STR];
     char resume_mode[PL_CONFIG_STR], isa[PL_CONFIG_STR];
 } run_trainer_options;
 
+enum { RUN_TRAINER_WORDS = 56 };
 typedef struct run_supervise_options {
     const char *listen, *keys; /* NULL: this machine only */
+    char *const *trainer;      /* [n_trainer] what the trainer's process is told, at most
+                                  RUN_TRAINER_WORDS; NULL: to train */
+    int n_trainer;
 } run_supervise_options;
 
 typedef struct run_config {
@@ -155,6 +160,8 @@ typedef struct run_draft_figures {
 
 /* As the configuration asks for. */
 void run_drafting_train_options(const run_config *c, pl_eagle_train_options *o);
+/* speculative.drafter.init can be drafted with.  Errors: PL_E_NOENT, PL_E_SHAPE, PL_E_FORMAT. */
+pl_status run_drafting_check(const run_config *c, const pl_model *m, pl_error *err);
 /* name: of the worker; run_dir NULL: the run is another machine's, nothing is trained here.  The
  * newest published version drafts, else speculative.drafter.init.  *borrows* all.  Errors:
  * PL_E_NOENT, PL_E_SHAPE (init is no drafter, or one of another model), PL_E_IO, PL_E_NOMEM. */
@@ -223,8 +230,17 @@ typedef struct run_batch {
     pl_engine_stats stats;
     run_events events;
     run_draft_figures drafting;
+    /* who finished a sample, and what passes cost there */
+    uint16_t *workers; /* [n_groups * n] index into names */
+    uint32_t *lengths; /* [n_groups * n] tokens so far, of running ones too (in one process) */
+    char (*names)[64]; /* [n_names] */
+    int n_names;
+    pl_trace_cost *costs; /* [n_costs] */
+    int n_costs;
+    pl_hash trace; /* head of the trace with this batch in it; zeros: none */
     /* of the collection at hand */
     const run_report *report;
+    struct run_watch *watch; /* NULL: nobody looks */
     const char *phase;
     int room; /* responses that the arrays hold */
     pl_error err;
@@ -238,6 +254,11 @@ typedef struct run_sampling {
     uint32_t purpose;
 } run_sampling;
 
+/* All training samples of a run are asked for alike, and all held-out ones (speculative is left to
+ * the caller). */
+run_sampling run_train_sampling(const run_config *c);
+run_sampling run_held_out_sampling(const run_config *c);
+
 /* What the suffix drafter knows a prompt by across epochs.  0 for held-out samples, which repeat
  * with the same noise: a drafter that remembered the last evaluation would know the answers, and
  * its figures would say nothing. */
@@ -249,6 +270,10 @@ pl_status run_batch_keep(run_batch *b, const pl_response *r, pl_error *err);
 /* Drop sample i, to be had again. */
 void run_batch_forget(run_batch *b, int i);
 void run_batch_done(run_batch *b);
+/* Index of a worker's name in b->names; 0 when memory is short. */
+int run_batch_worker(run_batch *b, const char *name);
+/* What passes cost on a worker; nothing when memory is short. */
+void run_batch_cost(run_batch *b, const char *worker, const pl_pass_cost *costs, int n);
 /* Samples of two batches of the same prompts that differ in tokens, log-prob bits or finish. */
 int run_batch_differ(const run_batch *a, const run_batch *b);
 double run_batch_reward(const run_batch *b);
@@ -299,7 +324,7 @@ pl_status run_remote_open(run_source *out, const run_config *c, const cli_model 
 typedef struct run_lengths {
     double mean, clipped; /* tokens; share cut off at the limit */
     double reward_max, reward_min;
-    int max, min;
+    int max, min, p50, p90, p99; /* percentiles: the smallest length that so many do not exceed */
 } run_lengths;
 run_lengths run_measure_lengths(const run_batch *b);
 /* 1 + accepted / verify steps, a ratio of sums. */
@@ -307,8 +332,51 @@ double run_acceptance_length(const pl_engine_stats *s);
 /* Tokens a round of those rounds that drafted; NaN: none did. */
 double run_drafted_length(const pl_engine_stats *s);
 /* One line of metrics.jsonl. */
-pl_status run_record_step(pl_metrics *metrics, int64_t step, const run_batch *b,
+pl_status run_record_step(struct run_watch *w, int64_t step, const run_batch *b,
     const pl_step_stats *u, double step_s, int has_learned, pl_error *err);
+
+/* ---- what others see: metrics.jsonl, events, trace, timeline, snapshot (run_watch.c) ---- */
+
+typedef struct run_watch run_watch;
+
+typedef struct run_watch_begin {
+    int64_t step;      /* steps done before */
+    int64_t last_line; /* of metrics.jsonl, that stays: pl_metrics_open */
+    uint32_t policy_version;
+    unsigned char policy[16]; /* pl_trainer_hash */
+    uint64_t config_hash;
+    const char *isa, *machine;
+    int n_vocab, n_threads;
+} run_watch_begin;
+/* Errors: those of pl_metrics_open and pl_trace_open. */
+pl_status run_watch_open(run_watch **out, const run_config *c, int is_remote,
+    const run_watch_begin *b, const pl_log *log, pl_error *err);
+void run_watch_close(run_watch *w); /* accepts NULL, as run_watch_phase, _batch and _tick do */
+/* A phase begins; b: the batch that it works at, or NULL. */
+void run_watch_phase(run_watch *w, pl_phase phase, const run_batch *b);
+/* How far the batch is, called often: what is shown is as old as a quarter of a second. */
+typedef struct run_watch_now {
+    int n_running, n_queued, is_training;
+    uint32_t drafter_version;
+} run_watch_now;
+void run_watch_batch(run_watch *w, const run_batch *b, const run_watch_now *now);
+void run_watch_tick(run_watch *w); /* the same where nothing but time has moved */
+/* A line of metrics.jsonl, and of TensorBoard's events.  Errors: those of pl_metrics_put. */
+pl_status run_watch_metrics(
+    run_watch *w, int64_t step, const pl_metric *metrics, int n, pl_error *err);
+/* The step's samples go to the trace, durable; b->trace is its head then.  Errors: PL_E_IO. */
+typedef struct run_watch_step {
+    int64_t step;
+    uint32_t policy_version; /* that rolled it out */
+    const run_sampling *sampling;
+    double update_s, step_s;
+    unsigned char after[16]; /* pl_trainer_hash after the update */
+} run_watch_step;
+pl_status run_watch_trace(run_watch *w, const run_watch_step *x, run_batch *b, pl_error *err);
+/* Step is done, in so many seconds (0: not measured). */
+void run_watch_step_done(run_watch *w, int64_t step, uint32_t policy_version, double seconds);
+/* The run is complete.  Errors: of pl_trace_end. */
+pl_status run_watch_end(run_watch *w, pl_error *err);
 
 /* ---- the loop, and the processes ---- */
 

@@ -115,6 +115,8 @@ static const pl_config_key trainer_keys[] = {
         "share of the rollouts' tokens that the trainer draws anew from its own logits"},
     {"trainer.stall_seconds", T(stall_seconds), PL_INT, 0, 1e6, "60", NULL,
         "say what is awaited when nothing has moved for so long; 0: never"},
+    {"trainer.trace", T(trace), PL_BOOL, 0, 0, "true", NULL,
+        "keep a trace of what was sampled, for paceline replay: about 3 bytes a token"},
     {"trainer.threads", T(threads), PL_INT, 0, 1024, "0", NULL, "0: one a core"},
     {"trainer.isa", T(isa), PL_ENUM, 0, 0, "auto", "auto|amx|avx512|avx2|ref", "backend"},
     {NULL, 0, PL_INT, 0, 0, NULL, NULL, NULL},

@@ -121,6 +121,18 @@ static uint32_t find_version(const run_drafting *d, int newest, uint32_t limit)
     return found;
 }
 
+pl_status run_drafting_check(const run_config *c, const pl_model *m, pl_error *err)
+{
+    pl_eagle *e = NULL;
+
+    if (!run_has_learned(c) || strcmp(c->speculative.init, "random") == 0)
+        return PL_OK;
+    const pl_status st = pl_eagle_load(&e, m, c->speculative.init, err);
+    pl_eagle_free(e);
+    return st == PL_OK ? st
+                       : pl_wrap(err, st, "speculative.drafter.init '%s'", c->speculative.init);
+}
+
 /* While another one drafts for a comparison, it waits. */
 pl_status run_drafting_serve(run_drafting *d, const char *dir, uint32_t version, pl_error *err)
 {

@@ -10,6 +10,7 @@ struct run_worker_figures {
     char name[64];
     pl_msg_drafting m; /* its pointers are not valid */
     float alpha[PL_DRAFTING_DEPTHS];
+    pl_pass_cost costs[PL_COST_BUCKETS];
 };
 
 void run_figures_clear(run_figures *f)
@@ -42,6 +43,8 @@ void run_figures_take(run_figures *f, const pl_msg_drafting *m)
     w->m = *m;
     w->m.worker = NULL;
     memcpy(w->alpha, m->alpha.data, m->alpha.n * sizeof w->alpha[0]); /* at most that many */
+    if (m->costs.n)
+        memcpy(w->costs, m->costs.data, m->costs.n * sizeof w->costs[0]);
 }
 
 static void add(run_batch *b, const struct run_worker_figures *w)
@@ -69,6 +72,8 @@ static void add(run_batch *b, const struct run_worker_figures *w)
     s->n_tail_emitted += (int64_t)w->m.n_tail_emitted;
     s->tail_s += w->m.tail_ms * 1e-3;
     s->draft_s += w->m.draft_ms * 1e-3;
+    s->verify_s += w->m.verify_ms * 1e-3;
+    run_batch_cost(b, w->name, w->costs, (int)w->m.costs.n);
     if (w->m.n_optimizer_steps == 0)
         return;
     d->loss = (double)w->m.loss;
@@ -82,6 +87,7 @@ void run_figures_sum(const run_figures *f, run_batch *b)
     pl_engine_stats *s = &b->stats;
 
     memset(s, 0, sizeof *s);
+    b->n_costs = 0;
     b->drafting = (run_draft_figures){.n_published = f->n_published, .n_rollbacks = f->n_rollbacks};
     for (int i = 0; i < b->n_groups * b->n; i++) {
         const pl_response *x = &b->responses[i];

@@ -28,6 +28,15 @@ static pl_status on_scored(void *ctx, int i, pl_error *err)
     return PL_OK;
 }
 
+static void show(const local *l, const run_batch *b, int is_training)
+{
+    run_watch_now now = {.is_training = is_training,
+        .drafter_version = l->drafting ? run_drafting_version(l->drafting) : 0};
+
+    pl_engine_counts(l->engine, &now.n_running, &now.n_queued);
+    run_watch_batch(b->watch, b, &now);
+}
+
 static int on_tokens(void *ctx, const pl_response *r, int n_before)
 {
     local *l = ctx;
@@ -36,6 +45,8 @@ static int on_tokens(void *ctx, const pl_response *r, int n_before)
     const int total = b->n_groups * b->n;
 
     b->n_tokens += r->n_tokens - n_before;
+    b->lengths[r->uid - b->first_uid] = (uint32_t)r->n_tokens;
+    show(l, b, 0);
     if (cli_stop)
         return pl_fail(&b->err, PL_E_STOPPED, "stopped by a signal during %s", b->phase);
     if (!r->finish)
@@ -128,6 +139,19 @@ static void spend_slice(local *l, run_batch *b, const pl_log *log)
     run_drafting_figures(l->drafting, &b->drafting);
 }
 
+static void tell_costs(run_batch *b)
+{
+    pl_pass_cost costs[PL_COST_BUCKETS];
+    int n = 0;
+
+    for (int i = 0; i < PL_COST_BUCKETS; i++)
+        if (b->stats.n_passes[i] > 0)
+            costs[n++] = (pl_pass_cost){
+                (uint32_t)i, (uint32_t)b->stats.n_passes[i], (float)b->stats.passes_s[i]};
+    (void)run_batch_worker(b, "local");
+    run_batch_cost(b, "local", costs, n);
+}
+
 static pl_status collect(void *self, run_batch *b, const run_sampling *s, pl_error *err)
 {
     local *l = self;
@@ -157,6 +181,7 @@ static pl_status collect(void *self, run_batch *b, const run_sampling *s, pl_err
     }
     b->seconds = run_seconds() - t0;
     pl_engine_get_stats(l->engine, &b->stats);
+    tell_costs(b);
     while (st == PL_OK && l->n_scored < b->n_groups * b->n) {
         st = run_score_poll(l->scorer, 100, err);
         if (st == PL_OK && cli_stop)

@@ -31,7 +31,7 @@ typedef struct run {
     run_scorer scorer;
     run_source source;
     pl_trainer *trainer;
-    pl_metrics *metrics;
+    run_watch *watch; /* records, and what monitors see */
     pl_run_state state;
     int64_t saved_step; /* of the newest checkpoint */
     int lock_fd;
@@ -55,13 +55,17 @@ static const char *run_dir(const run *r)
 static pl_status save(run *r, pl_error *err)
 {
     const double t0 = run_seconds();
+    const uint32_t v = r->batch.drafting.version; /* of the drafter; 0: none of this run's */
+    char drafter[PL_CONFIG_STR + 64];
 
     if (r->saved_step == r->state.step)
         return PL_OK;
     r->state.elapsed_s = r->elapsed_before + t0 - r->report.t0;
     run_progress(&r->report, "checkpoint", 0, "");
-    const pl_status st = pl_checkpoint_save(run_dir(r), r->trainer, r->m.tokenizer, &r->state,
-        (int)r->config.trainer.max_ckpt_to_keep, err);
+    run_watch_phase(r->watch, PL_PHASE_CHECKPOINT, NULL);
+    snprintf(drafter, sizeof drafter, "%s/drafter/versions/%u", run_dir(r), v);
+    const pl_status st = pl_checkpoint_save(run_dir(r), r->trainer, r->m.tokenizer,
+        v > 0 ? drafter : NULL, &r->state, (int)r->config.trainer.max_ckpt_to_keep, err);
     run_progress_clear(&r->report);
     if (st != PL_OK)
         return st;
@@ -112,25 +116,9 @@ static pl_status resume(run *r, pl_error *err)
     return r->source.begin(r->source.self, r->state.policy_version, err);
 }
 
-/* All samples of a run are asked for alike. */
-static run_sampling train_sampling(const run *r)
-{
-    const run_rollout_options *o = &r->config.rollout;
-
-    return (run_sampling){.temperature = (float)o->temperature,
-        .top_p = (float)o->top_p,
-        .min_p = (float)o->min_p,
-        .top_k = (int)o->top_k,
-        .ignore_eos = o->ignore_eos,
-        .speculative = r->config.speculative.enable ? PL_SPECULATE_ON : PL_SPECULATE_OFF,
-        .max_tokens = (int)r->config.data.max_response_length,
-        .seed = (uint64_t)o->seed,
-        .purpose = PL_NOISE_SAMPLE};
-}
-
 static pl_status open_trainer(run *r, pl_error *err)
 {
-    const run_sampling s = train_sampling(r);
+    const run_sampling s = run_train_sampling(&r->config);
     pl_audit_options audit = {.share = r->config.trainer.audit,
         .temperature = s.temperature,
         .top_p = s.top_p,
@@ -180,6 +168,21 @@ static pl_status open_source(run *r, pl_error *err)
         &r->source, &r->config, &r->m, run_data_longest(&r->data), &r->scorer, &r->log, err);
 }
 
+static pl_status open_watch(run *r, pl_error *err)
+{
+    run_watch_begin b = {.step = r->state.step,
+        .last_line = r->saved_step,
+        .policy_version = r->state.policy_version,
+        .config_hash = r->state.config_hash,
+        .isa = r->m.ops->name,
+        .machine = r->m.cpu.name,
+        .n_vocab = pl_source_arch(r->m.source)->n_vocab,
+        .n_threads = pl_team_size(r->m.team)};
+
+    pl_trainer_hash(r->trainer, b.policy);
+    return run_watch_open(&r->watch, &r->config, r->is_remote, &b, &r->log, err);
+}
+
 static pl_status open_run(run *r, int dry_run, pl_error *err)
 {
     const cli_model_options mo = {.path = r->config.rollout.model_path,
@@ -199,7 +202,7 @@ static pl_status open_run(run *r, int dry_run, pl_error *err)
     run_plan_print(&r->plan, stdout);
     fflush(stdout);
     if (dry_run)
-        return PL_OK;
+        return run_drafting_check(&r->config, r->m.model, err);
     st = run_plan_check(&r->plan, err);
     if (st == PL_OK)
         st = r->is_remote ? run_lock(run_dir(r), "trainer.lock", &r->lock_fd, err)
@@ -215,7 +218,7 @@ static pl_status open_run(run *r, int dry_run, pl_error *err)
     if (st == PL_OK)
         st = resume(r, err);
     if (st == PL_OK)
-        st = pl_metrics_open(&r->metrics, run_dir(r), r->saved_step, err);
+        st = open_watch(r, err);
     r->prompts = calloc((size_t)r->config.data.train_batch_size, sizeof *r->prompts);
     r->held_out = calloc((size_t)(r->data.val ? r->data.val->n : 1), sizeof *r->held_out);
     if (st == PL_OK && (!r->prompts || !r->held_out))
@@ -230,20 +233,11 @@ static uint64_t batch_id(run_kind kind, int64_t step)
     return (uint64_t)kind << 32 | (uint64_t)step;
 }
 
-static run_sampling held_out_sampling(const run *r)
-{
-    return (run_sampling){.temperature = (float)r->config.rollout.val_temperature,
-        .top_p = 1,
-        .max_tokens = (int)r->config.data.max_response_length,
-        .seed = (uint64_t)r->config.rollout.seed,
-        .purpose = PL_NOISE_EVAL};
-}
-
 /* n_prompts held-out prompts, the same noise at every call. */
 static pl_status evaluate(
     run *r, int n_prompts, run_kind kind, pl_speculate how, const char *phase, pl_error *err)
 {
-    run_sampling s = held_out_sampling(r);
+    run_sampling s = run_held_out_sampling(&r->config);
 
     s.speculative = how;
     for (int i = 0; i < n_prompts; i++)
@@ -255,6 +249,8 @@ static pl_status evaluate(
     r->eval.id = batch_id(kind, r->state.step);
     if (kind == RUN_COMPARE)
         r->eval.id += (uint64_t)how << 32;
+    r->eval.watch = r->watch;
+    run_watch_phase(r->watch, kind == RUN_EVAL ? PL_PHASE_EVAL : PL_PHASE_COMPARE, &r->eval);
     r->eval.report = &r->report;
     r->eval.phase = phase;
     return r->source.collect(r->source.self, &r->eval, &s, err);
@@ -266,7 +262,7 @@ static pl_status record_evaluation(run *r, double reward, pl_error *err)
     snprintf(name, sizeof name, "val-core/held_out/reward/mean@%lld",
         (long long)r->config.rollout.val_n);
     const pl_metric m[] = {{name, reward}, {"timing_s/testing", r->eval.seconds}};
-    return pl_metrics_put(r->metrics, r->state.step, m, 2, err);
+    return run_watch_metrics(r->watch, r->state.step, m, 2, err);
 }
 
 static pl_status evaluate_all(run *r, double *reward, pl_error *err)
@@ -274,8 +270,8 @@ static pl_status evaluate_all(run *r, double *reward, pl_error *err)
     *reward = NAN;
     if (!r->data.val)
         return PL_OK;
-    const pl_status st =
-        evaluate(r, r->data.val->n, RUN_EVAL, train_sampling(r).speculative, "held out", err);
+    const pl_status st = evaluate(
+        r, r->data.val->n, RUN_EVAL, run_train_sampling(&r->config).speculative, "held out", err);
     if (st != PL_OK)
         return st;
     *reward = run_batch_reward(&r->eval);
@@ -294,16 +290,14 @@ static void update_progress(void *ctx, double done)
 {
     const run *r = ctx;
     run_progress(&r->report, "update", done, "");
+    run_watch_tick(r->watch);
     r->source.alive(r->source.self);
 }
 
 static void add_stats(pl_engine_stats *sum, const pl_engine_stats *s)
 {
-    sum->n_emitted += s->n_emitted;
     sum->n_verify_steps += s->n_verify_steps;
-    sum->n_draft += s->n_draft;
     sum->n_accepted += s->n_accepted;
-    sum->n_rounds += s->n_rounds;
 }
 
 static void print_step(run *r, const pl_step_stats *u)
@@ -328,7 +322,7 @@ static void print_step(run *r, const pl_step_stats *u)
 static pl_status roll_out(run *r, pl_error *err)
 {
     const run_rollout_options *o = &r->config.rollout;
-    const run_sampling s = train_sampling(r);
+    const run_sampling s = run_train_sampling(&r->config);
     const int n = (int)r->config.data.train_batch_size;
 
     if (((uint64_t)r->state.next_group + (uint64_t)n) * (uint64_t)o->n > UINT32_MAX)
@@ -342,6 +336,8 @@ static pl_status roll_out(run *r, pl_error *err)
     r->batch.n = (int)o->n;
     r->batch.first_uid = (uint32_t)((uint64_t)r->state.next_group * (uint64_t)o->n);
     r->batch.id = batch_id(RUN_TRAIN, r->state.step + 1);
+    r->batch.watch = r->watch;
+    run_watch_phase(r->watch, PL_PHASE_ROLLOUT, &r->batch);
     r->batch.report = &r->report;
     r->batch.phase = "rollout";
     return r->source.collect(r->source.self, &r->batch, &s, err);
@@ -352,7 +348,7 @@ static pl_status roll_out(run *r, pl_error *err)
 static pl_status update(run *r, int64_t step, pl_step_stats *u, pl_error *err)
 {
     enum { TRIES = 8 };
-    const run_sampling s = train_sampling(r);
+    const run_sampling s = run_train_sampling(&r->config);
 
     for (int i = 0;; i++) {
         pl_status st = pl_trainer_step(r->trainer, step, r->batch.samples, r->batch.n_groups,
@@ -379,7 +375,7 @@ static void checkpoint(run *r)
 
     if (st == PL_OK) {
         const pl_metric m = {"timing_s/save_checkpoint", run_seconds() - t0};
-        st = pl_metrics_put(r->metrics, r->state.step, &m, 1, &lost);
+        st = run_watch_metrics(r->watch, r->state.step, &m, 1, &lost);
     }
     if (st != PL_OK)
         pl_log_error(&r->log, "%s; the one before it is whole, continuing", lost.msg);
@@ -392,9 +388,23 @@ static pl_status record(
     const int total = r->batch.n_groups * r->batch.n;
     const pl_status st =
         pl_rollouts_write(run_dir(r), r->state.step, r->batch.samples, total, rolled_out_by, err);
-    return st == PL_OK ? run_record_step(r->metrics, r->state.step, &r->batch, u, seconds,
+    return st == PL_OK ? run_record_step(r->watch, r->state.step, &r->batch, u, seconds,
                              run_has_learned(&r->config), err)
                        : st;
+}
+
+/* The trace has the step before the ledger has it: what is consumed can be sampled again. */
+static pl_status trace(run *r, const pl_step_stats *u, double seconds, pl_error *err)
+{
+    const run_sampling s = run_train_sampling(&r->config);
+    run_watch_step x = {.step = r->state.step + 1,
+        .policy_version = r->state.policy_version,
+        .sampling = &s,
+        .update_s = u->update_s,
+        .step_s = seconds};
+
+    pl_trainer_hash(r->trainer, x.after);
+    return run_watch_trace(r->watch, &x, &r->batch, err);
 }
 
 static pl_status run_step(run *r, pl_error *err)
@@ -411,7 +421,10 @@ static pl_status run_step(run *r, pl_error *err)
     add_stats(&r->totals, &r->batch.stats);
 
     /* 2. Advantages, loss, update: from here on the step is finished, signal or not. */
+    run_watch_phase(r->watch, PL_PHASE_UPDATE, &r->batch);
     st = update(r, step, &u, err);
+    if (st == PL_OK)
+        st = trace(r, &u, run_seconds() - t0, err);
     if (st != PL_OK)
         return st;
     const uint32_t rolled_out_by = r->state.policy_version;
@@ -425,6 +438,7 @@ static pl_status run_step(run *r, pl_error *err)
     const int is_whole = st == PL_OK || st == PL_E_STOPPED;
     const pl_status recorded =
         record(r, &u, rolled_out_by, run_seconds() - t0, is_whole ? err : &lost);
+    run_watch_step_done(r->watch, step, r->state.policy_version, run_seconds() - t0);
     print_step(r, &u);
     if (recorded == PL_OK && st != PL_E_NUMERIC && (st != PL_OK || (freq > 0 && step % freq == 0)))
         checkpoint(r);
@@ -478,6 +492,8 @@ static pl_status finish_run(run *r, pl_error *err)
         st = evaluate_all(r, &after, err);
     if (st == PL_OK)
         st = compare(r, &c, err);
+    if (st == PL_OK)
+        st = run_watch_end(r->watch, err);
     if (st == PL_OK)
         st = r->source.finish(r->source.self, r->state.step, err);
     if (st != PL_OK)
@@ -547,7 +563,7 @@ static void close_run(run *r)
 {
     run_batch_done(&r->batch);
     run_batch_done(&r->eval);
-    pl_metrics_close(r->metrics);
+    run_watch_close(r->watch);
     if (r->source.close)
         r->source.close(r->source.self);
     pl_rewarder_free(r->rewarder);

@@ -2,7 +2,29 @@
 #include "cli/run.h"
 
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
+
+static int by_length(const void *a, const void *b)
+{
+    const int x = *(const int *)a, y = *(const int *)b;
+    return (x > y) - (x < y);
+}
+
+static void measure_percentiles(run_lengths *l, const run_batch *b, int n)
+{
+    int *sorted = malloc((size_t)n * sizeof *sorted);
+
+    if (!sorted)
+        return; /* figures only */
+    for (int i = 0; i < n; i++)
+        sorted[i] = b->responses[i].n_tokens;
+    qsort(sorted, (size_t)n, sizeof *sorted, by_length);
+    l->p50 = sorted[(50 * n + 99) / 100 - 1];
+    l->p90 = sorted[(90 * n + 99) / 100 - 1];
+    l->p99 = sorted[(99 * n + 99) / 100 - 1];
+    free(sorted);
+}
 
 run_lengths run_measure_lengths(const run_batch *b)
 {
@@ -21,6 +43,7 @@ run_lengths run_measure_lengths(const run_batch *b)
         l.reward_max = reward > l.reward_max ? reward : l.reward_max;
         l.reward_min = reward < l.reward_min ? reward : l.reward_min;
     }
+    measure_percentiles(&l, b, n);
     return l;
 }
 
@@ -79,8 +102,8 @@ double run_drafted_length(const pl_engine_stats *s)
                                   : (double)NAN;
 }
 
-pl_status run_record_step(pl_metrics *metrics, int64_t step, const run_batch *b,
-    const pl_step_stats *u, double step_s, int has_learned, pl_error *err)
+pl_status run_record_step(run_watch *w, int64_t step, const run_batch *b, const pl_step_stats *u,
+    double step_s, int has_learned, pl_error *err)
 {
     const pl_engine_stats *e = &b->stats;
     const run_lengths l = run_measure_lengths(b);
@@ -93,6 +116,9 @@ pl_status run_record_step(pl_metrics *metrics, int64_t step, const run_batch *b,
         {"response_length/mean", l.mean},
         {"response_length/max", l.max},
         {"response_length/min", l.min},
+        {"response_length/p50", l.p50},
+        {"response_length/p90", l.p90},
+        {"response_length/p99", l.p99},
         {"response_length/clip_ratio", l.clipped},
         {"actor/pg_loss", u->pg_loss},
         {"actor/kl_loss", u->kl_loss},
@@ -127,5 +153,5 @@ pl_status run_record_step(pl_metrics *metrics, int64_t step, const run_batch *b,
     memcpy(m, own, sizeof own);
     if (has_learned)
         n += drafting_metrics(m + n, b);
-    return pl_metrics_put(metrics, step, m, n, err);
+    return run_watch_metrics(w, step, m, n, err);
 }

@@ -200,6 +200,7 @@ static pl_status take_result(
     pl_status st = run_batch_keep(b, &response, err);
     if (st != PL_OK)
         return st;
+    b->workers[i] = (uint16_t)run_batch_worker(b, x->worker);
     r->state[i] = HAVE_RESULT;
     r->refused[i].attempt = x->attempt;
     r->want_at = run_seconds();
@@ -454,7 +455,8 @@ static pl_status consume(
     void *self, int64_t step, const run_batch *b, uint32_t version, pl_error *err)
 {
     remote *r = self;
-    pl_msg m, record = {0};
+    static const pl_hash none;
+    pl_msg m, record = {0}, traced = {.u.traced = {.step = (uint64_t)step, .head = b->trace}};
     double said_at = 0, stop_at = 0;
 
     memset(&r->events, 0, sizeof r->events); /* the batch has them, and is recorded */
@@ -467,8 +469,11 @@ static pl_status consume(
         .samples = hash_samples(b),
         .weights = r->w.weights};
     for (;;) {
-        if (r->w.welcomed && run_is_due(&said_at, run_resend_s))
+        if (r->w.welcomed && run_is_due(&said_at, run_resend_s)) {
+            if (!same_hash(&b->trace, &none))
+                run_wire_say(&r->w, &traced, PL_MSG_TRACED);
             run_wire_say(&r->w, &record, PL_MSG_CONSUME);
+        }
         st = listen(r, RUN_WAIT_MS, &m, err);
         if (st == PL_E_STOPPED && cli_stop) { /* the update is done: its record is finished too */
             const int is_there = run_is_locked(r->w.dir, "coordinator.lock");

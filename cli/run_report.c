@@ -53,6 +53,11 @@ void run_print_heading(const run_config *c, const cli_model *m, const run_data *
     printf("backend    %s on %d threads, numeric class %s\n", m->ops->name, pl_team_size(m->team),
         PL_NUMERIC_CLASS);
     printf("run        %s\n", c->trainer.default_local_dir);
+    if (run_has_learned(c) && c->speculative.train && c->rollout.num_workers > 0 &&
+        c->speculative.min_workers >= c->rollout.num_workers)
+        printf("note       the drafter will not be trained: of %lld workers never %lld "
+               "(speculative.train.min_workers_for_training) are idle while others roll out\n",
+            (long long)c->rollout.num_workers, (long long)c->speculative.min_workers);
 }
 
 void run_print_step(const run_step_line *l, int with_heading)

@@ -2,8 +2,33 @@
 #include "cli/run.h"
 #include "core/rng.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
+
+run_sampling run_train_sampling(const run_config *c)
+{
+    const run_rollout_options *o = &c->rollout;
+
+    return (run_sampling){.temperature = (float)o->temperature,
+        .top_p = (float)o->top_p,
+        .min_p = (float)o->min_p,
+        .top_k = (int)o->top_k,
+        .ignore_eos = o->ignore_eos,
+        .speculative = c->speculative.enable ? PL_SPECULATE_ON : PL_SPECULATE_OFF,
+        .max_tokens = (int)c->data.max_response_length,
+        .seed = (uint64_t)o->seed,
+        .purpose = PL_NOISE_SAMPLE};
+}
+
+run_sampling run_held_out_sampling(const run_config *c)
+{
+    return (run_sampling){.temperature = (float)c->rollout.val_temperature,
+        .top_p = 1,
+        .max_tokens = (int)c->data.max_response_length,
+        .seed = (uint64_t)c->rollout.seed,
+        .purpose = PL_NOISE_EVAL};
+}
 
 static void forget(pl_response *r, pl_sample *x)
 {
@@ -11,6 +36,7 @@ static void forget(pl_response *r, pl_sample *x)
     free(r->logprobs);
     free(r->token_source);
     free(x->text);
+    free(x->token_ends);
     memset(r, 0, sizeof *r);
     memset(x, 0, sizeof *x);
 }
@@ -22,6 +48,15 @@ void run_batch_done(run_batch *b)
     free(b->responses);
     free(b->samples);
     free(b->marks);
+    free(b->workers);
+    free(b->lengths);
+    free(b->names);
+    free(b->costs);
+    b->workers = NULL;
+    b->lengths = NULL;
+    b->names = NULL;
+    b->costs = NULL;
+    b->n_names = b->n_costs = 0;
     b->responses = NULL;
     b->samples = NULL;
     b->marks = NULL;
@@ -40,12 +75,46 @@ pl_status run_batch_begin(run_batch *b, pl_error *err)
     b->responses = calloc((size_t)total, sizeof *b->responses);
     b->samples = calloc((size_t)total, sizeof *b->samples);
     b->marks = calloc((size_t)total, 1);
-    if (!b->responses || !b->samples || !b->marks) {
+    b->workers = calloc((size_t)total, sizeof *b->workers);
+    b->lengths = calloc((size_t)total, sizeof *b->lengths);
+    memset(&b->trace, 0, sizeof b->trace);
+    if (!b->responses || !b->samples || !b->marks || !b->workers || !b->lengths) {
         run_batch_done(b);
         return pl_fail(err, PL_E_NOMEM, "no memory for %d responses", total);
     }
     b->room = total;
     return PL_OK;
+}
+
+int run_batch_worker(run_batch *b, const char *name)
+{
+    for (int i = 0; i < b->n_names; i++)
+        if (strcmp(b->names[i], name) == 0)
+            return i;
+    char(*more)[64] = realloc(b->names, (size_t)(b->n_names + 1) * sizeof *more);
+    if (!more || b->n_names >= UINT16_MAX) {
+        b->names = more ? more : b->names;
+        return 0;
+    }
+    b->names = more;
+    snprintf(b->names[b->n_names], sizeof b->names[0], "%s", name);
+    return b->n_names++;
+}
+
+void run_batch_cost(run_batch *b, const char *worker, const pl_pass_cost *costs, int n)
+{
+    const size_t room = (size_t)(b->n_costs + n);
+    pl_trace_cost *more = n > 0 ? realloc(b->costs, room * sizeof *more) : NULL;
+    if (!more)
+        return; /* figures only */
+    b->costs = more;
+    for (int i = 0; i < n; i++)
+        if (costs[i].bucket < PL_COST_BUCKETS && costs[i].n > 0 && isfinite(costs[i].seconds))
+            b->costs[b->n_costs++] =
+                (pl_trace_cost){.worker = (uint32_t)run_batch_worker(b, worker),
+                    .rows = (uint32_t)(pl_cost_rows((int)costs[i].bucket) + 0.5),
+                    .n = costs[i].n,
+                    .seconds = (double)costs[i].seconds};
 }
 
 pl_status run_batch_keep(run_batch *b, const pl_response *r, pl_error *err)
@@ -108,6 +177,26 @@ double run_batch_reward(const run_batch *b)
 
 /* ---- scoring ---- */
 
+/* Where each token ends in the decoded text, for rollouts/; without memory it is left out. */
+static void find_ends(const pl_tokenizer *t, pl_sample *x)
+{
+    const pl_response *r = x->response;
+    size_t n, end = 0;
+    const char *bytes;
+
+    free(x->token_ends);
+    x->token_ends = malloc(((size_t)r->n_tokens + 1) * sizeof *x->token_ends);
+    for (int k = 0; x->token_ends && k < r->n_tokens; k++) {
+        pl_tokenizer_piece(t, r->tokens[k], 1, &bytes, &n);
+        end += n;
+        x->token_ends[k] = (int32_t)end;
+    }
+    if (end != x->n_text) {
+        free(x->token_ends);
+        x->token_ends = NULL;
+    }
+}
+
 pl_status run_decode(run_scorer *s, int i, pl_error *err)
 {
     run_batch *b = s->batch;
@@ -118,7 +207,10 @@ pl_status run_decode(run_scorer *s, int i, pl_error *err)
     x->prompt = b->prompts[i / b->n];
     const pl_status st =
         pl_tokenizer_decode(s->tokenizer, r->tokens, r->n_tokens, 1, &x->text, &x->n_text, err);
-    return st == PL_OK ? st : pl_wrap(err, st, "sample %u", r->uid);
+    if (st != PL_OK)
+        return pl_wrap(err, st, "sample %u", r->uid);
+    find_ends(s->tokenizer, x);
+    return PL_OK;
 }
 
 pl_status run_score(run_scorer *s, int i, pl_error *err)

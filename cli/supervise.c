@@ -14,7 +14,7 @@
 #include <unistd.h>
 
 enum {
-    ARGS_MAX = 20,
+    ARGS_MAX = 64,
     RESTARTS_MAX = 5, /* a minute and process */
     EXIT_PEER = 69,   /* cli_report of PL_E_PEER */
     POLL_MS = 200,
@@ -338,9 +338,13 @@ static pl_status start_all(supervisor *s, pl_error *err)
     add(c, dir);
     add_wire(s, c);
     c = add_child(s, "trainer", "trainer");
-    add(c, "--connect");
-    add(c, dir);
-    add_wire(s, c);
+    for (int i = 0; i < s->config->wire.n_trainer; i++)
+        add(c, s->config->wire.trainer[i]);
+    if (s->config->wire.n_trainer == 0) {
+        add(c, "--connect");
+        add(c, dir);
+        add_wire(s, c);
+    }
     add_workers(s);
     for (int i = 0; i < s->n; i++) {
         if (adopt(s, &s->children[i]))

@@ -15,6 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #define PREFIX "global_step_"
 
@@ -147,8 +148,46 @@ static void prune(const pl_trainer *t, const char *root, int64_t step, int max_k
 
 /* ---- writing ---- */
 
+/* A file that does not change any more, here too: another name of it, or a copy. */
+static pl_status place(const char *from, const char *to, pl_error *err)
+{
+    pl_file f;
+
+    if (link(from, to) == 0)
+        return PL_OK;
+    pl_status st = pl_file_open(&f, from, err);
+    if (st != PL_OK)
+        return st;
+    st = pl_file_write(to, f.data, f.size, err);
+    pl_file_close(&f);
+    return st;
+}
+
+/* The drafter that goes with the policy.  It decides no bit: without it the checkpoint is whole. */
+static void write_drafter(const char *temp, const pl_trainer *t, const char *drafter)
+{
+    static const char *const names[] = {"config.json", "model.safetensors"};
+    char dir[CHECKPOINT_PATH], from[CHECKPOINT_PATH], to[CHECKPOINT_PATH];
+    pl_error err;
+    pl_status st = checkpoint_join(dir, temp, "drafter", &err);
+
+    if (st == PL_OK)
+        st = pl_dir_make(dir, &err);
+    for (size_t i = 0; i < sizeof names / sizeof names[0] && st == PL_OK; i++) {
+        st = checkpoint_join(from, drafter, names[i], &err);
+        if (st == PL_OK)
+            st = checkpoint_join(to, dir, names[i], &err);
+        if (st == PL_OK)
+            st = place(from, to, &err);
+    }
+    if (st == PL_OK)
+        return;
+    pl_log_warn(t->log, "the checkpoint has no drafter: %s", err.msg);
+    (void)pl_dir_remove(dir, NULL);
+}
+
 static pl_status write_parts(const char *temp, const pl_trainer *t, const pl_tokenizer *tok,
-    const pl_run_state *s, pl_error *err)
+    const char *drafter, const pl_run_state *s, pl_error *err)
 {
     const checkpoint_state state = {.run = *s, .n_updates = t->n_updates};
     char path[CHECKPOINT_PATH];
@@ -163,6 +202,8 @@ static pl_status write_parts(const char *temp, const pl_trainer *t, const pl_tok
         st = checkpoint_join(path, temp, "optimizer.safetensors", err);
     if (st == PL_OK)
         st = moments_save(t, path, err);
+    if (st == PL_OK && drafter)
+        write_drafter(temp, t, drafter);
     if (st == PL_OK)
         st = state_save(temp, &state, err);
     return st;
@@ -185,7 +226,7 @@ static pl_status write_latest(const char *run_dir, const char *root, int64_t ste
 }
 
 pl_status pl_checkpoint_save(const char *run_dir, const pl_trainer *t, const pl_tokenizer *tok,
-    const pl_run_state *s, int max_keep, pl_error *err)
+    const char *drafter, const pl_run_state *s, int max_keep, pl_error *err)
 {
     char root[CHECKPOINT_PATH], temp[CHECKPOINT_PATH], path[CHECKPOINT_PATH];
     pl_status st = checkpoint_join(root, run_dir, "checkpoints", err);
@@ -201,7 +242,7 @@ pl_status pl_checkpoint_save(const char *run_dir, const pl_trainer *t, const pl_
     if (st != PL_OK)
         return pl_wrap(err, st, "checkpoint of step %lld", (long long)s->step);
 
-    st = write_parts(temp, t, tok, s, err);
+    st = write_parts(temp, t, tok, drafter, s, err);
     if (st == PL_OK && pl_path_exists(path)) /* a damaged one that the run has come back to */
         st = remove_step(root, s->step, err);
     if (st == PL_OK)

@@ -66,6 +66,7 @@ struct pl_trainer {
     int64_t total_steps;
     int is_audited;
     pl_audit_options audit; /* is_audited */
+    int is_off_policy;
 
     float *masters, *grads, *m, *v; /* flat, by the param table */
     int64_t n_updates;              /* optimizer updates since the start of the run */

@@ -59,6 +59,30 @@ static void put_arrays(pl_json *j, const pl_response *r)
     pl_json_text(j, "]");
 }
 
+/* Where each token ends in the text as it is written: bytes that are no UTF-8 become U+FFFD there,
+ * and a token that ends among them ends where they begin. */
+static void put_ends(pl_json *j, const pl_sample *s)
+{
+    size_t raw = 0, clean = 0; /* begin of the same character in both */
+    int is_valid = 1;
+
+    pl_json_text(j, ",\"token_ends\":[");
+    for (int i = 0; i < s->response->n_tokens; i++) {
+        const size_t end = (size_t)s->token_ends[i];
+        size_t n = 0;
+        while (raw < end && raw < s->n_text) {
+            n = pl_json_sequence(s->text + raw, s->n_text - raw, &is_valid);
+            if (raw + n > end)
+                break;
+            raw += n;
+            clean += is_valid ? n : 3;
+        }
+        const size_t inside = end > raw && is_valid ? end - raw : 0;
+        put_int(j, i == 0 ? "" : ",", (int64_t)(clean + inside));
+    }
+    pl_json_text(j, "]");
+}
+
 static void put_sample(pl_json *j, int64_t step, const pl_sample *s, uint32_t policy_version)
 {
     const pl_response *r = s->response;
@@ -88,7 +112,10 @@ static void put_sample(pl_json *j, int64_t step, const pl_sample *s, uint32_t po
         pl_json_text(j, i == 0 ? "" : ",");
         pl_json_text(j, source_name(r->token_source[i]));
     }
-    pl_json_text(j, "]}\n");
+    pl_json_text(j, "]");
+    if (s->token_ends && s->text)
+        put_ends(j, s);
+    pl_json_text(j, "}\n");
 }
 
 /* Compress bytes into the file; is_last ends the frame. */

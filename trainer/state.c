@@ -39,7 +39,8 @@ static int by_name(const void *a, const void *b)
     return strcmp(a, b);
 }
 
-/* Names in dir, those of policy/ with that before them, sorted. */
+/* Names in dir, those of policy/ with that before them, sorted.  drafter/ decides no bit: damage
+ * there must not cost the checkpoint. */
 static pl_status list_dir(file_list *l, const char *dir, const char *prefix, pl_error *err)
 {
     char path[CHECKPOINT_PATH];
@@ -51,7 +52,8 @@ static pl_status list_dir(file_list *l, const char *dir, const char *prefix, pl_
         return st == PL_OK ? pl_fail(err, PL_E_IO, "open '%s': %s", path, strerror(errno)) : st;
     while (st == PL_OK && (entry = readdir(d)) != NULL) {
         const int is_own = entry->d_name[0] == '.' || strcmp(entry->d_name, "state.json") == 0 ||
-                           strcmp(entry->d_name, "policy") == 0;
+                           strcmp(entry->d_name, "policy") == 0 ||
+                           strcmp(entry->d_name, "drafter") == 0;
         if (is_own)
             continue;
         if (l->n == CHECKPOINT_FILES)

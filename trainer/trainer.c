@@ -38,6 +38,7 @@ typedef struct step_run {
     int64_t n_seen, n_trained; /* tokens through RUN_TRAIN; tokens of all mini-batches */
     double grad_norm;          /* sum over updates */
     int n_updates;
+    double old_minus_first, k3, weights, squares; /* sums before the first update */
 
     const pl_sample *bad; /* with the first log-prob that differs */
     int bad_position;
@@ -80,6 +81,18 @@ static void on_redrawn(void *ctx, int i_seq, int i_token, int32_t token)
         blame(s, x, PL_AUDIT_TOKEN, i_token);
 }
 
+/* How far the policy is from the one that drew the token; d: log of their ratio. */
+static void weigh_token(step_run *s, double d)
+{
+    const double held = d > 20 ? 20 : d < -20 ? -20 : d; /* as the loss holds it */
+    const double w = pl_exp_d(held);
+
+    s->old_minus_first -= d;
+    s->k3 += w - held - 1;
+    s->weights += w;
+    s->squares += w * w;
+}
+
 static void check_token(step_run *s, pl_sample *x, int i_token, float logprob, float entropy)
 {
     const pl_response *r = x->response;
@@ -89,6 +102,7 @@ static void check_token(step_run *s, pl_sample *x, int i_token, float logprob, f
     s->entropy += (double)entropy;
     if (!(deviation <= s->stats->ratio_max_abs_dev))
         s->stats->ratio_max_abs_dev = deviation;
+    weigh_token(s, (double)logprob - (double)old);
     if (memcmp(&old, &logprob, sizeof old) == 0)
         return;
     if (s->stats->logprob_mismatches++ == 0) {
@@ -97,7 +111,8 @@ static void check_token(step_run *s, pl_sample *x, int i_token, float logprob, f
         s->bad_here = logprob;
         s->bad_there = old;
     }
-    blame(s, x, PL_AUDIT_LOGPROB, i_token);
+    if (!s->t->is_off_policy)
+        blame(s, x, PL_AUDIT_LOGPROB, i_token);
 }
 
 /* The loss of pl_train: i_token is the position in prompt and response. */
@@ -461,6 +476,9 @@ static void end_step(const step_run *s, double lr)
     stats->ppo_kl = s->n_seen > 0 ? s->old_minus_new / (double)s->n_seen : 0;
     stats->entropy = s->entropy / (double)stats->n_tokens;
     stats->lr = lr;
+    stats->rollout_kl = s->old_minus_first / (double)stats->n_tokens;
+    stats->rollout_k3 = s->k3 / (double)stats->n_tokens;
+    stats->rollout_ess = s->weights * s->weights / (s->squares * (double)stats->n_tokens);
 }
 
 /* 1. the samples are laid out and get their advantages;  2. log-probs of the reference, when KL is

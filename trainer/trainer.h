@@ -112,8 +112,9 @@ typedef struct pl_sample {
     float reward, advantage;
     char *text; /* decoded, special tokens skipped; owned by the caller */
     size_t n_text;
-    pl_audit audit;     /* set by pl_trainer_step: what is wrong with it */
-    int audit_position; /* where: absolute, in prompt and response; 0: the whole */
+    int32_t *token_ends; /* [n_tokens] where a token's text ends, bytes; as text; NULL: not known */
+    pl_audit audit;      /* set by pl_trainer_step: what is wrong with it */
+    int audit_position;  /* where: absolute, in prompt and response; 0: the whole */
 } pl_sample;
 
 typedef struct pl_step_stats { /* names: NAMES 5.3 */
@@ -126,6 +127,10 @@ typedef struct pl_step_stats { /* names: NAMES 5.3 */
     int n_groups, n_zero_std_groups;
     int n_micro_batches;
     double update_s;
+    /* The policy before the first update against the rollout's log-probs, all response tokens: mean
+     * of rollout minus policy, its k3 estimate, effective share of the samples when tokens are
+     * weighed by their ratio.  0, 0, 1 by law 1. */
+    double rollout_kl, rollout_k3, rollout_ess;
 } pl_step_stats;
 
 /* A zeroed flat fp32 array for the param table, for pl_model_load to fill.  Pair: pl_masters_free.
@@ -152,6 +157,9 @@ typedef struct pl_trainer_plan {
 void pl_trainer_plan_get(const pl_arch *a, const pl_actor_options *o, int max_len, int n_threads,
     size_t memory_limit, pl_trainer_plan *out);
 float *pl_trainer_masters(pl_trainer *t);
+/* XXH3-128 of the fp32 masters in the order of the param table: names the policy to the bit, the
+ * same for every number of workers, threads and instruction sets of one numeric class. */
+void pl_trainer_hash(const pl_trainer *t, unsigned char out[16]);
 
 /* Advantages, loss, gradients, update; step counts from 1.  samples: group by group in k order, n
  * samples a group (so in uid order); their advantage and audit are set.  progress (may be NULL) is
@@ -168,6 +176,14 @@ typedef int (*pl_stop_fn)(void *ctx);
 pl_status pl_trainer_step(pl_trainer *t, int64_t step, pl_sample *samples, int n_groups, int n,
     pl_progress_fn progress, pl_stop_fn should_stop, void *ctx, pl_step_stats *stats,
     pl_error *err);
+/* is_off: from the next step on the samples are another policy's.  The ratios of the loss are taken
+ * to the log-probs that they came with; those that differ are counted, and none is bad for it.  A
+ * new trainer has 0. */
+void pl_trainer_set_off_policy(pl_trainer *t, int is_off);
+/* Log-probs of the response's tokens under the policy as it is now, at r->temperature, with the
+ * bits that a rollout would have: out [r->n_tokens].  r->logprobs is not read.  Errors: PL_E_SHAPE
+ * (empty, or too long for this trainer), PL_E_NUMERIC. */
+pl_status pl_trainer_logprobs(pl_trainer *t, const pl_response *r, float *out, pl_error *err);
 
 /* ---- checkpoints (DESIGN 6): written beside, committed by rename, complete or absent ---- */
 
@@ -181,12 +197,13 @@ typedef struct pl_run_state {
     double elapsed_s;
 } pl_run_state;
 
-/* Write RUN/checkpoints/global_step_N/{policy/,optimizer.safetensors,state.json}, move RUN/latest
+/* Write RUN/checkpoints/global_step_N/{policy/,optimizer.safetensors,state.json}, and drafter/ of
+ * the files of a drafter's directory (NULL: none; one that is gone is logged), move RUN/latest
  * (text "global_step_N") and checkpoints/latest_checkpointed_iteration.txt, keep the newest
  * max_keep (0: all).  Errors: PL_E_IO (disk full: the older checkpoints stay whole, nothing is left
  * behind). */
 pl_status pl_checkpoint_save(const char *run_dir, const pl_trainer *t, const pl_tokenizer *tok,
-    const pl_run_state *s, int max_keep, pl_error *err);
+    const char *drafter, const pl_run_state *s, int max_keep, pl_error *err);
 /* Find the newest whole checkpoint (every file has the size and the hash that state.json tells).
  * PL_E_NOENT when there is none; PL_E_FORMAT when there are some and none is whole.  On PL_OK
  * err->msg is empty, or tells which newer ones were damaged and passed over: log it. */
@@ -201,5 +218,24 @@ pl_status pl_checkpoint_load(const char *dir, pl_trainer *t, pl_run_state *s, pl
 /* RUN/rollouts/step_%06d.jsonl.zst, one sample a line in uid order; written whole or not at all. */
 pl_status pl_rollouts_write(const char *run_dir, int64_t step, const pl_sample *samples, int n,
     uint32_t policy_version, pl_error *err);
+
+/* Rollouts read back, of a run or of another system: hostile until parsed. */
+typedef struct pl_rollouts {
+    int64_t step;       /* of the records; 0: they do not tell */
+    int n;              /* samples, in the order of the file */
+    pl_sample *samples; /* [n] reward as recorded; response and prompt point into the object */
+    int n_groups;       /* consecutive samples with the same prompt_ids, or the same uid / n */
+    int group_size;     /* samples a group when all have the same; else 0 */
+    int has_logprobs;   /* every sample has them; else responses' are NULL */
+} pl_rollouts;
+/* Read a JSONL file of rollout records, plain or compressed with zstd (told apart by its first
+ * bytes).  Needed of a line: tokens and prompt_ids, or (with tok) prompt (messages or a string) and
+ * text or response; reward; all else is taken when it is there.  Ids must be below n_vocab.
+ * *owned*: pl_rollouts_free.  max_tokens: of a prompt and response together.
+ * Errors: PL_E_FORMAT "file:line: ..." (broken JSON, ids out of range, lengths that differ, a torn
+ * or damaged frame, more than 2^20 samples), PL_E_SHAPE, PL_E_NOENT, PL_E_IO, PL_E_NOMEM. */
+pl_status pl_rollouts_read(pl_rollouts **out, const char *path, const pl_tokenizer *tok,
+    int n_vocab, int max_tokens, pl_error *err);
+void pl_rollouts_free(pl_rollouts *r); /* accepts NULL */
 
 #endif

@@ -1,4 +1,5 @@
 /* trainer/workspace.c - what a trainer holds between steps: plan, masters, moments, workspaces. */
+#include "core/file.h"
 #include "trainer/internal.h"
 
 #include <assert.h>
@@ -176,6 +177,11 @@ void pl_trainer_free(pl_trainer *t)
     free(t->group_rewards);
     free(t->ref_logprobs);
     free(t);
+}
+
+void pl_trainer_hash(const pl_trainer *t, unsigned char out[16])
+{
+    pl_hash128(out, t->masters, pl_model_params(t->model)->n_elements * sizeof *t->masters);
 }
 
 float *pl_trainer_masters(pl_trainer *t)

@@ -75,11 +75,17 @@ awk 'BEGIN {
     }
 }' >"$dir/lengths.jsonl"
 bench idle 66 "$number" --rollouts "$dir/lengths.jsonl"
+bench whatif 8 "$number"
+bench whatif 12 "$number" --drafter random
+bench trace 4 "$number"
 bench checkpoint 4 "$number|null"
 bench preempt 4 "$number"
+bench monitor 1 "$number" --threads 1
+bench simulate 3 "$number|null"
 refused 64 bench
 refused 64 bench nonsense
 refused 64 bench decode surplus
+refused 64 bench simulate --quick --model "$dir/tiny" one
 refused 64 bench idle --quick --model "$dir/tiny"
 refused 66 bench idle --quick --model "$dir/tiny" --rollouts "$dir/absent"
 refused 66 bench decode --model "$dir/absent"

@@ -15,6 +15,7 @@ static bed b;
 static pl_error err;
 static pl_actor_options options;
 static char found[256];
+static const char *drafter; /* that is saved too */
 
 #define OK(call) cr_assert_eq((call), PL_OK, "%s", err.msg)
 
@@ -47,7 +48,7 @@ static pl_status save(int n, int max_keep)
         .config_hash = 0xfedcba9876543210u,
         .val_before = n == 1 ? NAN : 1.0 / 3,
         .elapsed_s = 12.25};
-    return pl_checkpoint_save(b.run_dir, b.trainer, NULL, &s, max_keep, &err);
+    return pl_checkpoint_save(b.run_dir, b.trainer, NULL, drafter, &s, max_keep, &err);
 }
 
 static const char *path_of(const char *name)
@@ -82,6 +83,35 @@ static void change_byte(const char *name, long at)
     cr_assert_eq(fseek(f, -1, SEEK_CUR), 0);
     cr_assert_eq(fputc(c ^ 1, f), c ^ 1);
     cr_assert_eq(fclose(f), 0);
+}
+
+static void write_text(const char *path, const char *text)
+{
+    FILE *f = fopen(path, "w");
+    cr_assert_not_null(f, "%s", path);
+    cr_assert(fputs(text, f) >= 0 && fclose(f) == 0);
+}
+
+Test(checkpoint, holds_the_drafter_of_its_policy_and_is_whole_without_one)
+{
+    char dir[300], path[400];
+    snprintf(dir, sizeof dir, "%s/version", b.run_dir);
+    OK(pl_dir_make(dir, &err));
+    snprintf(path, sizeof path, "%s/config.json", dir);
+    write_text(path, "{}");
+    snprintf(path, sizeof path, "%s/model.safetensors", dir);
+    write_text(path, "weights");
+    drafter = dir;
+    step(&b, 1);
+    OK(save(1, 0));
+    cr_assert_eq(unlink(path), 0, "the version may go, the checkpoint stays");
+    cr_assert(pl_path_exists(path_of("checkpoints/global_step_1/drafter/config.json")));
+    cr_assert(pl_path_exists(path_of("checkpoints/global_step_1/drafter/model.safetensors")));
+    expect_newest(1);
+    step(&b, 2);
+    OK(save(2, 0)); /* half of the version is gone */
+    cr_assert_not(pl_path_exists(path_of("checkpoints/global_step_2/drafter")));
+    expect_newest(2);
 }
 
 Test(checkpoint, a_resumed_run_has_the_bits_of_an_uninterrupted_one)

@@ -98,6 +98,32 @@ Test(rollouts, a_line_has_exactly_the_promised_keys)
     free(line);
 }
 
+Test(rollouts, ends_of_tokens_are_places_in_the_text_as_it_is_written)
+{
+    /* a, an emoji of four bytes that two tokens make, a broken one of two bytes, an end token */
+    static char torn[] = "a\xf0\x9f\x98\x80\xe2\x82z";
+    static int32_t ids[] = {1, 2, 3, 4, 5, 6}, ends[] = {3, 5, 6, 8, 8, 8};
+    static float logs[6];
+    static pl_response r;
+    pl_sample s = sample();
+    size_t n;
+
+    r = response;
+    r.n_tokens = 6;
+    r.tokens = ids;
+    r.logprobs = logs;
+    r.token_source = NULL;
+    s.response = &r;
+    s.text = torn;
+    s.n_text = sizeof torn - 1;
+    s.token_ends = ends;
+    cr_assert_eq(pl_rollouts_write(dir, 7, &s, 1, 6, &err), PL_OK, "%s", err.msg);
+    char *line = read_back(&n);
+    cr_assert_not_null(strstr(line, "\"text\":\"a\xf0\x9f\x98\x80\xef\xbf\xbdz\""), "%s", line);
+    cr_assert_not_null(strstr(line, ",\"token_ends\":[3,5,5,9,9,9]}\n"), "%s", line);
+    free(line);
+}
+
 Test(rollouts, every_line_parses_and_log_probs_read_back)
 {
     enum { N = 300 };
