@@ -149,7 +149,7 @@ static pl_status coordinate(
     const run_config *c, const run_supervise_options *wire, const char *dir, pl_error *err)
 {
     char ledger[PL_CONFIG_STR + 16], endpoint[PL_CONFIG_STR + 16], config[PL_CONFIG_STR + 16];
-    char address[512], run[20], *text = NULL;
+    char absolute[PL_CONFIG_STR + 16], address[512], run[20], *text = NULL;
     size_t n_text = 0;
     int fd = -1;
     watch w = {dir, run_seconds(), c, NULL};
@@ -163,7 +163,9 @@ static pl_status coordinate(
     pl_status st = run_lock(dir, "coordinator.lock", &fd, err);
     if (st == PL_OK)
         st = run_coordinator_address(dir, address, sizeof address, err);
-    if (st == PL_OK && strstr(address, "/paceline-"))
+    if (st == PL_OK)
+        st = run_absolute(dir, absolute, sizeof absolute, err);
+    if (st == PL_OK && !strstr(address, absolute))
         pl_log_warn(
             &log, "the path of '%s' is too long for a socket: listening at %s", dir, address);
     if (st == PL_OK)
