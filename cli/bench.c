@@ -39,7 +39,8 @@ static const bench_entry benches[] = {
     {"preempt", bench_preempt, "from the order to stop training the drafter to the core returned"},
     {"whatif", bench_whatif, "what replay --what-if says of a tree, against a live run of it"},
     {"trace", bench_trace, "writing the trace, against the rollouts; its bytes"},
-    {"simulate", bench_simulate, "paceline simulate with the costs of another run, against the run"},
+    {"simulate", bench_simulate,
+        "paceline simulate with the costs of another run, against the run"},
     {"monitor", bench_monitor, "rollouts while monitors and ten browsers look, against nobody"},
     {"channel", bench_channel, "new weights to two workers, against hashing or copying them"},
 };

@@ -395,17 +395,23 @@ static pl_status take_step(train *t, const train_mark *mark, pl_rollouts **out, 
 }
 
 /* Is the policy before the step still the one that drew its samples? */
-static void find_off(train *t, const train_mark *mark)
+static pl_status find_off(train *t, const train_mark *mark, pl_error *err)
 {
     unsigned char h[16];
 
     if (mark && !t->o->rollouts) {
         pl_trainer_hash(t->r.trainer, h);
+        if (t->n_steps == 0 && memcmp(h, mark->before, sizeof h) != 0)
+            return pl_fail(err, PL_E_NUMERIC,
+                "the policy before step %lld is not the one that the trace names: another "
+                "actor_rollout_ref.model.path, or a checkpoint of another run",
+                (long long)t->r.state.step + 1);
         t->is_off = t->is_changed && memcmp(h, mark->before, sizeof h) != 0;
     } else if (!t->o->rollouts) {
         t->is_off = t->is_changed && t->n_steps > 0;
     }
     pl_trainer_set_off_policy(t->r.trainer, t->is_off);
+    return PL_OK;
 }
 
 static double mean_reward(const pl_rollouts *x)
@@ -464,8 +470,9 @@ static pl_status train_one(train *t, pl_error *err)
 
     pl_status st = take_step(t, mark, &x, err);
     if (st == PL_OK) {
-        find_off(t, mark);
-        st = train_on(t, x, mark, err);
+        st = find_off(t, mark, err);
+        if (st == PL_OK)
+            st = train_on(t, x, mark, err);
     }
     pl_rollouts_free(x);
     if (st == PL_OK && !t->is_changed && t->n_differ > 0)

@@ -114,6 +114,7 @@ static pl_status train_drafter(local *l, run_batch *b, pl_error *err)
         if (p.version)
             st = run_drafting_serve(l->drafting, p.dir, p.version, err);
         run_progress(b->report, "drafter", (now - begin) / (end - begin), "");
+        show(l, b, 1);
     }
     run_drafting_end(l->drafting);
     l->piece_s *= 0.9; /* one slow piece must not end it for good */
@@ -156,6 +157,7 @@ static pl_status collect(void *self, run_batch *b, const run_sampling *s, pl_err
 {
     local *l = self;
     const double t0 = run_seconds();
+    int is_waiting = 0;
 
     pl_status st = run_batch_begin(b, err);
     if (st != PL_OK)
@@ -183,6 +185,10 @@ static pl_status collect(void *self, run_batch *b, const run_sampling *s, pl_err
     pl_engine_get_stats(l->engine, &b->stats);
     tell_costs(b);
     while (st == PL_OK && l->n_scored < b->n_groups * b->n) {
+        if (!is_waiting && b->id >> 32 == RUN_TRAIN)
+            run_watch_phase(b->watch, PL_PHASE_REWARD, b);
+        is_waiting = 1;
+        show(l, b, 0);
         st = run_score_poll(l->scorer, 100, err);
         if (st == PL_OK && cli_stop)
             st = pl_fail(err, PL_E_STOPPED, "stopped by a signal while rewards were awaited");

@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { NAMES_MAX = 1000 }; /* workers of one batch that are told apart */
+
 run_sampling run_train_sampling(const run_config *c)
 {
     const run_rollout_options *o = &c->rollout;
@@ -92,7 +94,7 @@ int run_batch_worker(run_batch *b, const char *name)
         if (strcmp(b->names[i], name) == 0)
             return i;
     char(*more)[64] = realloc(b->names, (size_t)(b->n_names + 1) * sizeof *more);
-    if (!more || b->n_names >= UINT16_MAX) {
+    if (!more || b->n_names >= NAMES_MAX) {
         b->names = more ? more : b->names;
         return 0;
     }
@@ -109,7 +111,8 @@ void run_batch_cost(run_batch *b, const char *worker, const pl_pass_cost *costs,
         return; /* figures only */
     b->costs = more;
     for (int i = 0; i < n; i++)
-        if (costs[i].bucket < PL_COST_BUCKETS && costs[i].n > 0 && isfinite(costs[i].seconds))
+        if (costs[i].bucket < PL_COST_BUCKETS && costs[i].n > 0 && isfinite(costs[i].seconds) &&
+            costs[i].seconds >= 0)
             b->costs[b->n_costs++] =
                 (pl_trace_cost){.worker = (uint32_t)run_batch_worker(b, worker),
                     .rows = (uint32_t)(pl_cost_rows((int)costs[i].bucket) + 0.5),

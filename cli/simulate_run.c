@@ -43,6 +43,28 @@ static int is_wanted(const simulate_run *r, int64_t step)
     return step >= r->first && step <= r->last;
 }
 
+/* "worker-0.4711" is worker-0, and so is the one that was started in its place. */
+static size_t name_length(const char *name)
+{
+    const char *dot = strrchr(name, '.');
+    return dot && dot[1] && strspn(dot + 1, "0123456789") == strlen(dot + 1) ? (size_t)(dot - name)
+                                                                             : strlen(name);
+}
+
+static int count_workers(const pl_trace_step *s)
+{
+    int n = 0;
+    for (int i = 0; i < s->n_workers; i++) {
+        const size_t length = name_length(s->workers[i]);
+        int k = 0;
+        while (k < i && (name_length(s->workers[k]) != length ||
+                            memcmp(s->workers[k], s->workers[i], length) != 0))
+            k++;
+        n += k == i;
+    }
+    return n;
+}
+
 static pl_status on_step(void *ctx, const pl_trace_step *s, pl_error *err)
 {
     simulate_run *r = ctx;
@@ -58,8 +80,9 @@ static pl_status on_step(void *ctx, const pl_trace_step *s, pl_error *err)
     if (!is_wanted(r, s->step))
         return PL_OK;
     pl_sim_costs_add(&r->costs, s);
-    if (s->n_workers > r->o.n_workers) /* some came by hand */
-        r->o.n_workers = s->n_workers;
+    const int n_workers = count_workers(s);
+    if (n_workers > r->o.n_workers) /* some came by hand */
+        r->o.n_workers = n_workers;
     return PL_OK;
 }
 
@@ -75,7 +98,8 @@ static int counts(const simulate_run *r, int i)
 static double number_of(const json_t *line, const char *key)
 {
     const json_t *v = json_object_get(line, key);
-    return json_is_number(v) ? json_number_value(v) : 0;
+    const double x = json_is_number(v) ? json_number_value(v) : 0;
+    return x > -1e15 && x < 1e15 ? x : 0;
 }
 
 /* Seconds of a session by optimizer step; 0: the run trained no drafter. */

@@ -30,6 +30,7 @@ typedef struct ledger {
 
 typedef struct chain {
     pl_journal_report report;
+    int64_t first; /* steps done before this trace began */
     pl_hash *heads;
     size_t n, room;
 } chain;
@@ -87,6 +88,15 @@ static int by_bytes(const void *a, const void *b)
     return memcmp(a, b, sizeof(pl_hash));
 }
 
+/* A later record of the ledger is of the same step. */
+static int is_said_again(const ledger *l, size_t i)
+{
+    for (size_t k = l->n; k > i + 1; k--)
+        if (l->steps[k - 1].step == l->steps[i].step)
+            return 1;
+    return 0;
+}
+
 /* What the ledger knows and the trace's chain does not have, into what; 0 when there is nothing. */
 static int contradict(const ledger *l, chain *c, int64_t last, char *what, size_t size)
 {
@@ -95,6 +105,8 @@ static int contradict(const ledger *l, chain *c, int64_t last, char *what, size_
     qsort(c->heads, c->n, sizeof *c->heads, by_bytes);
     for (size_t i = 0; i < l->n; i++) {
         const known_step *k = &l->steps[i];
+        if (k->step <= c->first || is_said_again(l, i))
+            continue; /* of a trace that was moved away, or of a step that was trained again */
         if (bsearch(&k->head, c->heads, c->n, sizeof *c->heads, by_bytes))
             continue;
         if (k->step <= last) {
@@ -128,6 +140,15 @@ static pl_status read_ledger(ledger *l, const char *run, pl_error *err)
     return PL_OK;
 }
 
+static pl_status take_first(void *ctx, const pl_trace_run *r, pl_error *err)
+{
+    chain *c = ctx;
+
+    (void)err;
+    c->first = c->first < 0 ? r->step : c->first;
+    return PL_OK;
+}
+
 static pl_status ask_ledger(const ledger *l, const char *run, const pl_trace_report *r, char *what,
     size_t size, pl_error *err)
 {
@@ -141,6 +162,11 @@ static pl_status ask_ledger(const ledger *l, const char *run, const pl_trace_rep
     pl_status st = pl_journal_read(path, "PLTRACE1", take_head, &c, &c.report, err);
     if (st == PL_OK)
         st = put_head(&c, err); /* of the last block */
+    const pl_trace_visitor v = {.ctx = &c, .run = take_first};
+    pl_trace_report report;
+    c.first = -1;
+    if (st == PL_OK)
+        st = pl_trace_read(path, &v, &report, err);
     if (st == PL_OK)
         (void)contradict(l, &c, r->step, what, size);
     free(c.heads);

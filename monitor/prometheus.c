@@ -87,6 +87,16 @@ static void put_run(pl_json *out, const pl_snapshot *s)
     one(out, "paceline_eta_seconds", "gauge", "Expected time to the end of the run.", s->eta_s);
 }
 
+/* Rows of those that are gone stay for a while, to be seen. */
+static uint32_t count_workers(const pl_snapshot *s)
+{
+    uint32_t n = s->n_workers;
+
+    for (uint32_t i = 0; i < s->n_workers && i < PL_SNAPSHOT_WORKERS; i++)
+        n -= s->workers[i].state == PL_WORKER_LOST || s->workers[i].state == PL_WORKER_DRAINING;
+    return n;
+}
+
 static void put_batch(pl_json *out, const pl_snapshot *s)
 {
     const struct {
@@ -111,7 +121,7 @@ static void put_batch(pl_json *out, const pl_snapshot *s)
         (double)s->drafter_version);
     one(out, "paceline_drafter_training", "gauge", "1 while a session trains the drafter.",
         s->session != 0);
-    one(out, "paceline_workers", "gauge", "Workers that take part.", (double)s->n_workers);
+    one(out, "paceline_workers", "gauge", "Workers that take part.", (double)count_workers(s));
     one(out, "paceline_workers_lost_total", "counter", "Workers lost.", (double)s->n_lost);
     one(out, "paceline_workers_quarantined_total", "counter", "Workers shut out.",
         (double)s->n_quarantined);

@@ -22,6 +22,17 @@ static void put_figure(pl_json *out, const pl_view_data *d, int i, const char *w
     pl_json_text(out, unit);
 }
 
+/* The held-out reward's name, which says how many samples a prompt it is the mean of. */
+static const char *held_out_name(const pl_view_data *d)
+{
+    static const char prefix[] = "val-core/held_out/reward/mean@";
+
+    for (int i = 0; i < d->n_names; i++)
+        if (strncmp(d->names[i], prefix, sizeof prefix - 1) == 0)
+            return d->names[i];
+    return "";
+}
+
 void pl_view_step_line(const pl_view_data *d, int i, pl_json *out)
 {
     char text[64];
@@ -33,7 +44,7 @@ void pl_view_step_line(const pl_view_data *d, int i, pl_json *out)
         snprintf(text, sizeof text, "step %lld", (long long)d->steps[i]);
     pl_json_text(out, text);
     put_figure(out, d, i, "reward", "critic/rewards/mean", "");
-    put_figure(out, d, i, "held-out", "val-core/all/reward/mean@1", "");
+    put_figure(out, d, i, "held-out", held_out_name(d), "");
     put_figure(out, d, i, "length", "response_length/mean", "");
     put_figure(out, d, i, "longest", "response_length/max", "");
     put_figure(out, d, i, "acceptance", "rollout/spec_accept_length", "");

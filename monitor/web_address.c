@@ -117,6 +117,9 @@ static void add_host(pl_web *w, const char *host)
         return;
     snprintf(w->hosts[w->n_hosts++], sizeof w->hosts[0], strchr(host, ':') ? "[%s]:%d" : "%s:%d",
         host, w->port);
+    if (w->port == 80 && w->n_hosts < WEB_HOSTS) /* which browsers leave out */
+        snprintf(
+            w->hosts[w->n_hosts++], sizeof w->hosts[0], strchr(host, ':') ? "[%s]" : "%s", host);
 }
 
 static void name_hosts(pl_web *w, const place *p, const struct addrinfo *a)

@@ -130,7 +130,7 @@ static void put_span(pl_json *j, const pl_history *h, const span *s, const int64
     const int begin = s->begin, end = s->end;
 
     pl_json_text(j, "{\"version\":");
-    pl_json_int(j, (int64_t)s->version);
+    pl_json_int(j, s->version > -1 && s->version < 1e15 ? (int64_t)s->version : -1);
     pl_json_text(j, ",\"first_step\":");
     pl_json_int(j, steps[begin]);
     pl_json_text(j, ",\"last_step\":");

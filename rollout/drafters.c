@@ -166,7 +166,10 @@ void drafters_on_drafting(pl_coordinator *c, member *who, const pl_msg *m)
     if (d->alpha.n > PL_DRAFTING_DEPTHS || d->costs.n > PL_COST_BUCKETS ||
         (!is_current && d->batch != who->batch_before))
         return; /* of a batch that the trainer has left long since */
+    const uint32_t newest = c->drafter_state == DURABLE ? c->drafter.version : 0;
     who->figures = *d;
+    if (d->drafter_version > newest) /* of none that there is */
+        who->figures.drafter_version = newest;
     who->has_figures = is_current;
     if (d->alpha.n)
         memcpy(who->alpha, d->alpha.data, d->alpha.n * sizeof who->alpha[0]);

@@ -4,14 +4,15 @@
 
 #include <math.h>
 
+enum { MOST_ROWS = 1 << 20 };
 static const double PRIOR_PASSES = 4;       /* of a bucket, that the line is worth */
 static const double GUESS_SLOPE = 1.0 / 64; /* of the time of one row, for each more */
 static const double PRIOR_SPREAD = 128;     /* of rows: two passes, 8 rows from the others */
 
 void pl_costs_add(pl_costs *c, double n_rows, double n, double seconds)
 {
-    const int b = pl_cost_bucket((int)n_rows);
-    if (!(n > 0) || !(seconds > 0) || !isfinite(n) || !isfinite(seconds))
+    const int b = pl_cost_bucket(n_rows > 0 && n_rows < MOST_ROWS ? (int)n_rows : MOST_ROWS);
+    if (!(n_rows >= 0) || !(n > 0) || !(seconds > 0) || !isfinite(n) || !isfinite(seconds))
         return;
     c->n[b] += n;
     c->seconds[b] += seconds;

@@ -178,7 +178,8 @@ static void teach(pl_sim *s)
 {
     controller *c = &s->control;
     const pl_costs *pass = &s->costs->pass;
-    const int depth = s->o.max_spec_depth < PL_DRAFT_MAX - 1 ? s->o.max_spec_depth : 1;
+    const int depth =
+        s->o.max_spec_depth < PL_DRAFT_MAX - 1 ? s->o.max_spec_depth : PL_DRAFT_MAX - 2;
     for (int i = 0; i < FED_LABELS; i++) {
         int32_t drawn[PL_DRAFT_MAX];
         int n = 0;

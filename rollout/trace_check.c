@@ -19,6 +19,8 @@ pl_status trace_check_run(const pl_trace_run *r, pl_error *err)
     return PL_OK;
 }
 
+enum { MOST_ROWS = 1 << 20 }; /* of a pass */
+
 static int is_time(double s)
 {
     return isfinite(s) && s >= 0;
@@ -62,8 +64,10 @@ pl_status trace_check_cost(const pl_trace_step *s, const pl_trace_cost *c, pl_er
         return pl_fail(err, PL_E_FORMAT,
             "step %" PRId64 ": a cost of worker %" PRIu32 ", there are %d", s->step, c->worker,
             s->n_workers);
-    if (!is_time(c->seconds))
-        return pl_fail(err, PL_E_FORMAT, "step %" PRId64 ": a cost that is no time", s->step);
+    if (!is_time(c->seconds) || c->rows > MOST_ROWS)
+        return pl_fail(err, PL_E_FORMAT,
+            "step %" PRId64 ": a cost of %" PRIu32 " rows and %g s is none", s->step, c->rows,
+            c->seconds);
     return PL_OK;
 }
 

@@ -345,7 +345,7 @@ static pl_status put_all(pl_trace *t, const pl_trace_step *s, pl_error *err)
 pl_status pl_trace_put(
     pl_trace *t, const pl_trace_step *s, unsigned char head[PL_HASH_BYTES], pl_error *err)
 {
-    pl_error own;
+    pl_error own, why = {0};
 
     err = err ? err : &own;
     if (t->failed != PL_OK)
@@ -357,10 +357,12 @@ pl_status pl_trace_put(
     if (st != PL_OK)
         return die(t, st, err);
     const trace_seen_step *seen = trace_seen_find(&t->seen, s->step);
-    if (seen && trace_seen_compare(&t->seen, seen, s, t->digests, err) != PL_OK) {
-        err->code = PL_E_NUMERIC;
-        return die(t, pl_wrap(err, PL_E_NUMERIC, "trace"), err);
-    }
+    if (seen && trace_seen_compare(&t->seen, seen, s, t->digests, &why) != PL_OK)
+        return die(t,
+            pl_fail(err, PL_E_NUMERIC,
+                "trace: %.300s: rewards or keys are not those of then; move trace/ away to go on",
+                why.msg),
+            err);
     st = put_all(t, s, err);
     if (st != PL_OK)
         return die(t, st, err);

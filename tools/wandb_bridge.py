@@ -98,7 +98,7 @@ def bridge(wandb, args):
                 bad += bool(line.strip())
                 continue
             step, values = step_values
-            if step <= last:  # a run that went on from an older checkpoint: wandb cannot take back
+            if step < last:  # a run that went on from an older checkpoint: wandb cannot take back
                 continue
             run.log(values, step=step)
             n, last = n + 1, step

@@ -60,7 +60,7 @@ no_escapes "$work/text" "lines of steps and of now, without an escape code"
 passed "a line of JSON every interval, until nobody reads"
 
 # On a terminal: keys, and the screen given back.
-if command -v script >/dev/null; then
+if script -qec true /dev/null >/dev/null 2>&1; then # a terminal can be had
     printf 'wdmojkq' | TERM=xterm LC_ALL=C.UTF-8 script -qec "$PACELINE monitor $work/live" /dev/null >"$work/screen" 2>&1 ||
         fail "the page on a terminal"
     grep -q "$(printf '\033\\[?1049h')" "$work/screen" || fail "another screen"

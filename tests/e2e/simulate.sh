@@ -9,10 +9,6 @@ run_tiny "$work/run" trainer.total_training_steps=2 >"$work/log" 2>&1 ||
 "$PACELINE" simulate "$work/run" >"$work/table" || fail "simulate"
 grep -qE '^ +all +64 ' "$work/table" || { cat "$work/table"; fail "the sum of two steps of 32 samples"; }
 passed "two steps, and their sum"
-ratio=$(awk '$1 == "all" { print ($NF > 0.97 && $NF < 1.03) ? "near" : $NF }' "$work/table")
-[ "$ratio" = near ] || { cat "$work/table"; fail "settled on itself, it says $ratio of the recorded"; }
-passed "a run predicted by its own costs is the recorded one"
-
 "$PACELINE" simulate "$work/run" --workers 100 --scale 20 --min-workers 1 --threshold 8 --json |
     sed 's/,"wall_s":[^}]*//' >"$work/a" || fail "100 workers"
 "$PACELINE" simulate "$work/run" --workers 100 --scale 20 --min-workers 1 --threshold 8 --json |
