@@ -13,9 +13,9 @@ tools/check_layers.sh
 tools/check_docs.sh
 log="$build/tests.log"
 status=0
-# Programs side by side; then what starts processes of its own, one at a time.
+# Programs side by side; then what starts processes of its own, which mostly wait.
 ctest --test-dir "$build" --output-on-failure --timeout 900 -V -j"$jobs" -LE e2e >"$log" 2>&1 || status=$?
-ctest --test-dir "$build" --output-on-failure --timeout 900 -V -L e2e >>"$log" 2>&1 || status=$?
+ctest --test-dir "$build" --output-on-failure --timeout 900 -V -j"$jobs" -L e2e >>"$log" 2>&1 || status=$?
 grep -E 'tests passed|tests failed|(Failed|Timeout)\)' "$log" || true
 if [ "$status" != 0 ]; then
     grep -E '\[(FAIL|ERR |----|CRASH!)\]|error:|runtime error' "$log" | head -n 60
