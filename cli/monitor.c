@@ -4,6 +4,7 @@
 #include "cli/monitor.h"
 #include "cli/monitor_web.h"
 
+#include <errno.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
@@ -56,7 +57,10 @@ static pl_status print_look(
         fprintf(stderr, "paceline: %s\n", d->note);
     if (st == PL_OK) {
         (void)fwrite(out.data, 1, out.n, stdout);
+        errno = 0;
         st = cli_flush(err);
+        if (st != PL_OK && errno == EPIPE)
+            st = PL_E_STOPPED; /* nobody reads any more: a good end */
     }
     pl_json_done(&out);
     return st;
@@ -109,6 +113,8 @@ static pl_status take_places(monitor_options *o, int argc, char **argv, int n, p
     }
     if (o->web && (o->as_json || o->once))
         return pl_fail(err, PL_E_USAGE, "--web serves the page: --json and --once print");
+    if (o->token_file && !o->web && !strstr(o->where, "://"))
+        return pl_fail(err, PL_E_USAGE, "--token-file is for --web and for http://HOST:PORT");
     if (o->web && strstr(o->where, "://"))
         return pl_fail(err, PL_E_USAGE, "--web wants RUN_DIR: open '%s' in a browser", o->where);
     return PL_OK;
@@ -143,7 +149,7 @@ int cmd_monitor(int argc, char **argv)
         {"web", CLI_FLAG, &o.web, 0, 0, NULL,
             "serve the page instead, at ADDR (127.0.0.1:8780): monitor RUN_DIR --web [ADDR]"},
         {"token-file", CLI_STRING, &o.token_file, 0, 0, "FILE",
-            "the token that the server wants, or is to want"},
+            "the token that the server wants, or is to want from everybody"},
         {0},
     };
     pl_error err = {0};

@@ -3,6 +3,7 @@
 #include "cli/monitor.h"
 #include "core/file.h"
 
+#include <errno.h>
 #include <jansson.h>
 #include <math.h>
 #include <stdlib.h>
@@ -12,9 +13,7 @@
 
 enum {
     PATH_ROOM = 4096,
-    FRESH_MS = 5000, /* a snapshot so new is of a run that runs */
-    BUSY_MS = 30000, /* one that holds its lock may be silent so long, in an update */
-    ANSWER_MAX = 32 << 20,
+    ANSWER_MAX = 8 << 20,
     COLUMN_MAX = PL_HISTORY_STEPS,
 };
 
@@ -46,52 +45,6 @@ static int64_t unix_ms(void)
     return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
 }
 
-/* ---- is its process there? ---- */
-
-/* The kernel's list of locks, so that none has to be taken: a run that begins just then would find
- * its directory taken.  1: the process that wrote RUN/lock holds it. */
-static int holds_lock(const char *run_dir)
-{
-    char path[PATH_ROOM + 8], line[256], kind[16], mode[16], what[16];
-    struct stat s;
-    long pid, wanted = -1;
-    unsigned long inode;
-    int is_held = 0;
-
-    snprintf(path, sizeof path, "%s/lock", run_dir);
-    FILE *f = fopen(path, "re");
-    if (!f)
-        return 0;
-    if (fstat(fileno(f), &s) != 0 || fscanf(f, "%ld", &wanted) != 1)
-        wanted = -1;
-    fclose(f);
-    f = wanted > 0 ? fopen("/proc/locks", "re") : NULL;
-    while (f && !is_held && fgets(line, sizeof line, f))
-        if (sscanf(line, "%*d: %15s %15s %15s %ld %*x:%*x:%lu", kind, mode, what, &pid, &inode) ==
-            5)
-            is_held = strcmp(kind, "FLOCK") == 0 && (pid == wanted || inode == s.st_ino);
-    if (f)
-        fclose(f);
-    return is_held;
-}
-
-static pl_view_life life_of(const monitor_source *s)
-{
-    const pl_snapshot *now = s->data.now;
-
-    if (!now)
-        return PL_VIEW_UNKNOWN;
-    if (now->phase == PL_PHASE_DONE)
-        return PL_VIEW_FINISHED;
-    if (now->phase == PL_PHASE_STOPPED)
-        return PL_VIEW_STOPPED;
-    const int64_t age = s->data.unix_ms - now->updated_ms;
-    if (age < FRESH_MS)
-        return PL_VIEW_RUNNING;
-    const int is_there = s->is_remote ? age < BUSY_MS : holds_lock(s->where);
-    return !is_there ? PL_VIEW_DEAD : age < BUSY_MS ? PL_VIEW_RUNNING : PL_VIEW_SILENT;
-}
-
 /* ---- a directory ---- */
 
 static const double *history_column(const void *history, const char *name)
@@ -107,15 +60,23 @@ static void poll_files(monitor_source *s)
     const pl_status st = pl_snapshot_read(s->where, &s->snapshot, &why);
     if (st == PL_OK)
         s->data.now = &s->snapshot;
-    else if (st != PL_E_NOENT)
+    s->data.life = pl_view_life_of(s->data.now, s->where, s->data.unix_ms);
+    if (st != PL_OK && (st != PL_E_NOENT || s->data.life == PL_VIEW_DEAD || s->data.now))
         snprintf(s->note, sizeof s->note, "%s", why.msg);
     (void)pl_history_poll(s->history);
     s->data.n_steps = pl_history_steps(s->history, &s->data.steps);
     s->data.n_names = pl_history_names(s->history, &s->data.names);
     const int64_t bad = pl_history_bad_lines(s->history);
     if (bad > 0 && !s->note[0])
-        snprintf(s->note, sizeof s->note, "metrics.jsonl: %lld lines are no JSON, passed over",
-            (long long)bad);
+        snprintf(s->note, sizeof s->note, "metrics.jsonl: %lld %s no JSON, passed over",
+            (long long)bad, bad == 1 ? "line is" : "lines are");
+    /* A run has no metrics before its first step. */
+    const int code = pl_history_error(s->history);
+    const int is_early =
+        code == ENOENT && s->data.life != PL_VIEW_DEAD && (!s->data.now || s->data.now->step == 0);
+    if (code != 0 && !is_early && (!s->note[0] || st == PL_E_NOENT))
+        snprintf(s->note, sizeof s->note, "%smetrics.jsonl: %s",
+            s->data.now ? "" : "no snapshot, and ", strerror(code));
 }
 
 static pl_status open_files(monitor_source *s, pl_error *err)
@@ -255,6 +216,18 @@ static pl_status poll_metrics(monitor_source *s, pl_error *err)
     return st;
 }
 
+/* It knows whether its run lives; one of before says nothing of it. */
+static pl_view_life told_life(const monitor_source *s, const char *text)
+{
+    char word[32];
+
+    if (sscanf(text, "{\"life\":\"%31[a-z ]\"", word) == 1)
+        for (int l = 0; l <= PL_VIEW_UNKNOWN; l++)
+            if (strcmp(word, pl_view_life_name((pl_view_life)l)) == 0)
+                return (pl_view_life)l;
+    return pl_view_life_of(s->data.now, NULL, s->data.unix_ms);
+}
+
 static pl_status poll_server(monitor_source *s, pl_error *err)
 {
     json_t *run = NULL;
@@ -270,8 +243,10 @@ static pl_status poll_server(monitor_source *s, pl_error *err)
     st = monitor_get(&s->server, "/api/snapshot", ANSWER_MAX, &text, &n, err);
     if (st == PL_OK)
         st = pl_snapshot_parse(text, n, &s->snapshot, err);
-    if (st == PL_OK)
+    if (st == PL_OK) {
         s->data.now = &s->snapshot;
+        s->data.life = told_life(s, text);
+    }
     free(text);
     if (st == PL_OK || st == PL_E_NOENT)
         st = poll_metrics(s, err);
@@ -292,6 +267,7 @@ pl_status monitor_source_open(
         st = pl_fail(err, PL_E_USAGE, "'%.60s...' is too long", where);
     s->data.source = s->where;
     s->data.note = s->note;
+    s->data.life = PL_VIEW_UNKNOWN;
     s->is_remote = strstr(where, "://") != NULL;
     if (st == PL_OK && s->is_remote) {
         s->data.history = s;
@@ -326,12 +302,13 @@ pl_status monitor_source_poll(monitor_source *s, pl_error *err)
     s->note[0] = '\0';
     if (s->is_remote) {
         st = poll_server(s, err);
-        if (st != PL_OK)
+        if (st != PL_OK) {
             snprintf(s->note, sizeof s->note, "%s", err->msg);
+            s->data.life = pl_view_life_of(s->data.now, NULL, unix_ms());
+        }
     } else {
         poll_files(s);
     }
-    s->data.life = life_of(s);
     return st;
 }
 

@@ -41,6 +41,7 @@ struct pl_history {
     int n_tail;
     lines lines;
     int64_t n_bad;
+    int code; /* errno of the last poll */
 
     int64_t *steps;                    /* [room] */
     double *columns[PL_HISTORY_NAMES]; /* [n_names][room] */
@@ -326,6 +327,7 @@ int pl_history_poll(pl_history *h)
     int is_new = 0;
 
     const int fd = open(h->path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+    h->code = fd < 0 ? errno : 0;
     if (fd < 0)
         return 0; /* not written yet, or gone: what is known stays */
     if (fstat(fd, &s) == 0 && S_ISREG(s.st_mode))
@@ -378,6 +380,11 @@ const double *pl_history_column(const pl_history *h, const char *name)
 int64_t pl_history_bad_lines(const pl_history *h)
 {
     return h->n_bad;
+}
+
+int pl_history_error(const pl_history *h)
+{
+    return h->code;
 }
 
 pl_status pl_history_open(pl_history **out, const char *run_dir, pl_error *err)

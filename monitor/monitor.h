@@ -172,6 +172,8 @@ int pl_history_names(const pl_history *h, const char *const **names);
 /* [pl_history_steps] in order of steps, NaN where a step has none; NULL: no such name. */
 const double *pl_history_column(const pl_history *h, const char *name);
 int64_t pl_history_bad_lines(const pl_history *h);
+/* errno of opening metrics.jsonl at the last poll; 0: it was read. */
+int pl_history_error(const pl_history *h);
 void pl_history_close(pl_history *h); /* accepts NULL */
 
 #endif

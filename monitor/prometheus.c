@@ -62,12 +62,13 @@ static void one(pl_json *out, const char *name, const char *type, const char *he
 
 /* ---- the snapshot ---- */
 
-static void put_run(pl_json *out, const pl_snapshot *s)
+static void put_run(pl_json *out, const pl_snapshot *s, int is_alive)
 {
     family(out, "paceline_run_info", "gauge", "The run; always 1.");
     pl_json_text(out, "paceline_run_info{");
     label(out, "run", s->run, sizeof s->run);
     pl_json_text(out, "} 1\n");
+    one(out, "paceline_run_alive", "gauge", "1 while the run's process is there.", is_alive != 0);
     family(out, "paceline_phase", "gauge", "1 for what the run does now, 0 for the rest.");
     for (int p = 0; p < PL_PHASES; p++) {
         const char *name = pl_phase_name((pl_phase)p);
@@ -84,7 +85,8 @@ static void put_run(pl_json *out, const pl_snapshot *s)
     one(out, "paceline_steps_total", "counter", "Steps trained.", (double)s->step);
     one(out, "paceline_steps_wanted", "gauge", "Steps that the run shall train.",
         (double)s->total_steps);
-    one(out, "paceline_eta_seconds", "gauge", "Expected time to the end of the run.", s->eta_s);
+    if (is_alive)
+        one(out, "paceline_eta_seconds", "gauge", "Expected time to the end of the run.", s->eta_s);
 }
 
 /* Rows of those that are gone stay for a while, to be seen. */
@@ -278,12 +280,12 @@ static void put_history(pl_json *out, const pl_history *h, size_t begin)
     }
 }
 
-void pl_prometheus_text(const pl_snapshot *s, const pl_history *h, pl_json *out)
+void pl_prometheus_text(const pl_snapshot *s, int is_alive, const pl_history *h, pl_json *out)
 {
     const size_t begin = out->n;
 
     if (s) {
-        put_run(out, s);
+        put_run(out, s, is_alive);
         put_batch(out, s);
         put_workers(out, s);
     }

@@ -12,7 +12,7 @@
  * snapshot as paceline_* with HELP and TYPE, seconds and tokens as units, counters ending in
  * _total, a worker's figures labelled worker="name" for at most PL_SNAPSHOT_WORKERS of them; and of
  * each column of metrics.jsonl the newest value, "actor/pg_loss" as paceline_actor_pg_loss.
- * Either may be NULL. */
-void pl_prometheus_text(const pl_snapshot *s, const pl_history *h, pl_json *out);
+ * Either may be NULL.  is_alive: the run's process is there; else no time to its end is told. */
+void pl_prometheus_text(const pl_snapshot *s, int is_alive, const pl_history *h, pl_json *out);
 
 #endif

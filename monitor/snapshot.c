@@ -269,6 +269,10 @@ static pl_status read_slot(int fd, const char *path, slot *out, slot *room, pl_e
 {
     const struct timespec pause = {0, TRY_NS};
 
+    head h;
+
+    if (!read_all(fd, &h, sizeof h, 0) || memcmp(h.magic, magic, sizeof magic) != 0)
+        return pl_fail(err, PL_E_FORMAT, "'%s' is damaged: it is empty or no snapshot", path);
     if (!is_ours(fd))
         return pl_fail(err, PL_E_FORMAT,
             "'%s' is no snapshot of this build of paceline: use the paceline that runs the run",

@@ -45,6 +45,16 @@ static int64_t file_size(int fd)
     return fstat(fd, &s) == 0 ? (int64_t)s.st_size : -1;
 }
 
+/* Where there are no locks it goes on without. */
+static void lock(const pl_timeline *t, int how)
+{
+    int rc;
+
+    do
+        rc = flock(t->fd, how);
+    while (rc != 0 && errno == EINTR);
+}
+
 /* Append whole, or not at all: what a full disk cuts is taken back unless another process has
  * written behind it. */
 static int append(pl_timeline *t, const char *text, size_t n)
@@ -66,7 +76,7 @@ static int append(pl_timeline *t, const char *text, size_t n)
 
 /* Append the line at hand.  Below the bound it fits or a notice stands instead of it, which brings
  * the file over the bound: whoever finds it there drops its events and says nothing. */
-static int append_line(pl_timeline *t)
+static int append_locked(pl_timeline *t)
 {
     const int64_t bound = (int64_t)t->max_bytes - NOTICE_ROOM;
     const int64_t size = file_size(t->fd);
@@ -85,6 +95,16 @@ static int append_line(pl_timeline *t)
     if (!j->failed)
         (void)append(t, j->data, j->n);
     return 0;
+}
+
+/* One who opens the file cuts a torn end off, and what another is just writing may look like one:
+ * the lock tells them apart. */
+static int append_line(pl_timeline *t)
+{
+    lock(t, LOCK_SH);
+    const int done = append_locked(t);
+    lock(t, LOCK_UN);
+    return done;
 }
 
 static uint32_t number_of(const char *track, size_t n)
@@ -224,9 +244,9 @@ pl_status pl_timeline_open(pl_timeline **out, const char *run_dir, size_t max_by
         pl_timeline_close(t);
         return st;
     }
-    (void)flock(t->fd, LOCK_EX); /* without locks there: two first writers may begin twice */
+    lock(t, LOCK_EX);
     const pl_status st = begin(t, err);
-    (void)flock(t->fd, LOCK_UN);
+    lock(t, LOCK_UN);
     if (st != PL_OK) {
         pl_timeline_close(t);
         return st;

@@ -21,6 +21,11 @@ const char *pl_view_life_name(pl_view_life l)
     return (unsigned)l < sizeof names / sizeof names[0] ? names[l] : "?";
 }
 
+int view_is_there(const pl_view_data *d)
+{
+    return d->life == PL_VIEW_RUNNING || d->life == PL_VIEW_SILENT;
+}
+
 /* ---- the top ---- */
 
 static void draw_title(canvas *c, const pl_view_data *d)
@@ -56,13 +61,13 @@ static void draw_steps(canvas *c, const pl_view_data *d, int y)
         canvas_print(c, 0, y, c->width, STYLE_PLAIN, "%d steps are recorded", d->n_steps);
         return;
     }
-    const int is_there = d->life == PL_VIEW_RUNNING || d->life == PL_VIEW_SILENT;
+    const int is_there = view_is_there(d);
     const int64_t until = is_there ? d->unix_ms : s->updated_ms;
     view_duration(elapsed, (double)(until - s->started_ms) / 1000);
     const double passed = (double)(d->unix_ms - s->updated_ms) / 1000;
     view_duration(left, is_there && s->eta_s > passed ? s->eta_s - passed : s->eta_s);
-    snprintf(text, sizeof text, "step %lld of %lld, %s", (long long)s->step,
-        (long long)s->total_steps, elapsed);
+    snprintf(text, sizeof text, "step %lld of %lld, %s %s", (long long)s->step,
+        (long long)s->total_steps, is_there ? "runs for" : "ran for", elapsed);
     int x = canvas_text(c, 0, y, c->width, STYLE_PLAIN, text);
     if (is_there && isfinite(s->eta_s))
         x = canvas_print(c, x, y, c->width - x, STYLE_PLAIN, ", to the end %s", left);
@@ -77,7 +82,7 @@ static void draw_batch(canvas *c, const pl_view_data *d, int y)
 
     if (!s)
         return;
-    if (d->life != PL_VIEW_RUNNING && d->life != PL_VIEW_SILENT) {
+    if (!view_is_there(d)) {
         canvas_print(c, 0, y, c->width, STYLE_PLAIN,
             "lost workers %u, thrown out %u, leased again %llu", s->n_lost, s->n_quarantined,
             (unsigned long long)s->n_leased_again);
@@ -157,7 +162,7 @@ static void draw_overview(canvas *c, const pl_view_data *d, view_box b)
         charts = b.height - workers;
     }
     if (workers > 0)
-        view_workers(c, d->now, (view_box){b.x, b.y, b.width, workers}, 0, 0);
+        view_workers(c, d, (view_box){b.x, b.y, b.width, workers}, 0, 0);
     if (charts > 0)
         draw_curves(c, d, (view_box){b.x, b.y + workers, b.width, charts});
     if (lower > 0)
@@ -171,7 +176,7 @@ static void draw_pane(canvas *c, const pl_view_data *d, const pl_view_options *o
     switch (o->pane) {
     case PL_VIEW_WORKERS:
         if (d->now)
-            view_workers(c, d->now, b, o->first, 1);
+            view_workers(c, d, b, o->first, 1);
         break;
     case PL_VIEW_DRAFTER:
         view_drafter(c, d, b, o->first);
@@ -185,17 +190,21 @@ static void draw_pane(canvas *c, const pl_view_data *d, const pl_view_options *o
     }
 }
 
+/* What the width has room for: all, without scrolling, or bare letters. */
 static void draw_keys(canvas *c, const pl_view_options *o)
 {
     static const char *const names[PL_VIEW_PANES] = {
         "o overview", "w workers", "d drafter", "m metrics"};
+    enum { WIDE = 63, NARROW = 51 };
+    const int y = c->height - 1;
     int x = 0;
 
     for (int i = 0; i < PL_VIEW_PANES; i++)
-        x = 2 + canvas_text(c, x, c->height - 1, c->width - x,
+        x = 2 + canvas_text(c, x, y, c->width < NARROW ? 1 : c->width - x,
                     o->pane == (pl_view_pane)i ? STYLE_BOLD : STYLE_DIM, names[i]);
-    x = 2 + canvas_text(c, x, c->height - 1, c->width - x, STYLE_DIM, "j k scroll");
-    canvas_text(c, x, c->height - 1, c->width - x, STYLE_DIM, "q quit");
+    if (c->width >= WIDE)
+        x = 2 + canvas_text(c, x, y, c->width - x, STYLE_DIM, "j k scroll");
+    canvas_text(c, x, y, c->width < NARROW ? 1 : c->width - x, STYLE_DIM, "q quit");
 }
 
 pl_status pl_view_page(const pl_view_data *d, const pl_view_options *o, pl_json *out, pl_error *err)

@@ -11,12 +11,14 @@
 typedef enum pl_view_life {
     PL_VIEW_RUNNING,
     PL_VIEW_SILENT, /* its process is there and says nothing */
-    PL_VIEW_DEAD,   /* it did not end by itself, and is not there */
+    PL_VIEW_DEAD,   /* its process is not there, and did not tell its end */
     PL_VIEW_STOPPED,
     PL_VIEW_FINISHED,
-    PL_VIEW_UNKNOWN, /* it never wrote a snapshot */
+    PL_VIEW_UNKNOWN, /* it is there, or nobody can tell; it wrote no snapshot */
 } pl_view_life;
 const char *pl_view_life_name(pl_view_life l); /* "running", "not running" */
+/* now: its snapshot, or NULL; run_dir: of this machine, or NULL: told by the age alone. */
+pl_view_life pl_view_life_of(const pl_snapshot *now, const char *run_dir, int64_t unix_ms);
 
 /* What is known of a run; all borrowed. */
 typedef struct pl_view_data {
@@ -55,8 +57,8 @@ pl_status pl_view_page(
 /* Append one line: what step i (index) of the history was; what the run does now. */
 void pl_view_step_line(const pl_view_data *d, int i, pl_json *out);
 void pl_view_now_line(const pl_view_data *d, pl_json *out);
-/* The same as one JSON object: {"life":..,"source":..,"snapshot":{..} or null,"step":last,
- * "metrics":{name: value, ..}}. */
+/* The same as one JSON object: {"life":..,"source":..,"note":..,"snapshot":{..} or null,
+ * "step":last,"metrics":{name: value, ..}}; note only when there is one. */
 void pl_view_json(const pl_view_data *d, pl_json *out);
 
 #endif

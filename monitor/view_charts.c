@@ -106,6 +106,18 @@ static void draw_axis(canvas *c, const pl_view_data *d, const scale *s, int x, i
         canvas_text(c, at, y, n, STYLE_DIM, last);
 }
 
+/* A figure of at most LABEL - 1 columns, whatever its size. */
+static void label_of(char label[24], double v)
+{
+    view_number(label, v);
+    if (strlen(label) < LABEL)
+        return;
+    snprintf(label, 24, "%.0e", v);
+    char *plus = strchr(label, '+');
+    if (plus)
+        memmove(plus, plus + 1, strlen(plus));
+}
+
 static void draw_chart(canvas *c, const pl_view_data *d, view_box b, const double *column,
     canvas_style style, double floor_at)
 {
@@ -120,9 +132,9 @@ static void draw_chart(canvas *c, const pl_view_data *d, view_box b, const doubl
         low = floor_at < low ? floor_at : low;
         high = high > low + 0.5 ? high : low + 0.5;
     }
-    view_number(label, high);
+    label_of(label, high);
     canvas_print(c, b.x, b.y, LABEL - 1, STYLE_DIM, "%6s", label);
-    view_number(label, low);
+    label_of(label, low);
     canvas_print(c, b.x, b.y + b.height - 2, LABEL - 1, STYLE_DIM, "%6s", label);
     canvas_columns(c, b.x + LABEL, b.y, b.height - 1, style, values, s.columns, low, high);
     draw_axis(c, d, &s, b.x + LABEL, b.y + b.height - 1, width);
@@ -212,8 +224,17 @@ static void draw_last_lengths(canvas *c, const pl_view_data *d, view_box b)
 
     view_number(mean_text, view_last(d, "response_length/mean"));
     view_number(max_text, view_last(d, "response_length/max"));
-    canvas_print(
-        c, b.x, b.y, b.width, STYLE_PLAIN, "last step: mean %s, longest %s", mean_text, max_text);
+    if (isfinite(view_last(d, "response_length/p50"))) {
+        char p50[24], p90[24], p99[24];
+        view_number(p50, view_last(d, "response_length/p50"));
+        view_number(p90, view_last(d, "response_length/p90"));
+        view_number(p99, view_last(d, "response_length/p99"));
+        canvas_print(c, b.x, b.y, b.width, STYLE_PLAIN, "p50 %s p90 %s p99 %s longest %s", p50, p90,
+            p99, max_text);
+    } else {
+        canvas_print(c, b.x, b.y, b.width, STYLE_PLAIN, "last step: mean %s, longest %s", mean_text,
+            max_text);
+    }
     const double *column = view_column(d, "response_length/mean");
     const view_box line = {b.x, b.y + 1, b.width, b.height - 1 < 3 ? b.height - 1 : 3};
     if (column && line.height > 0)
@@ -227,7 +248,9 @@ void view_lengths(canvas *c, const pl_view_data *d, view_box b)
     if (b.height < 2)
         return;
     canvas_rule(c, b.x, b.y, b.width, "response lengths, tokens");
-    const int median = view_percentile(d, 0.5);
+    /* What is left of a run that is over is the closing comparison's. */
+    const int is_over = d->life == PL_VIEW_FINISHED || d->life == PL_VIEW_STOPPED;
+    const int median = is_over ? -1 : view_percentile(d, 0.5);
     if (median < 0) {
         draw_last_lengths(c, d, inner);
         return;

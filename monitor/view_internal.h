@@ -27,7 +27,8 @@ void view_duration(char out[24], double seconds);
 void view_number(char out[24], double v);
 
 /* view_workers.c */
-void view_workers(canvas *c, const pl_snapshot *s, view_box b, int first, int with_shares);
+void view_workers(canvas *c, const pl_view_data *d, view_box b, int first, int with_shares);
+int view_is_there(const pl_view_data *d); /* what the snapshot tells is of now */
 int view_workers_shown(const pl_snapshot *s);
 
 /* view_charts.c */

@@ -116,6 +116,10 @@ void pl_view_json(const pl_view_data *d, pl_json *out)
     pl_json_string(out, life, strlen(life));
     pl_json_text(out, ",\"source\":");
     pl_json_string(out, d->source, strlen(d->source));
+    if (d->note && d->note[0]) {
+        pl_json_text(out, ",\"note\":");
+        pl_json_string(out, d->note, strlen(d->note));
+    }
     pl_json_text(out, ",\"snapshot\":");
     if (d->now)
         pl_snapshot_json(d->now, out);

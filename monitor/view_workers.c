@@ -59,8 +59,9 @@ static int draw_share(canvas *c, int x, int y, canvas_style style, float part, d
     return canvas_print(c, x, y, 6, style, "%4.0f%%", 100 * (double)part / all) + 1;
 }
 
+/* is_past: its figures are not of now. */
 static void draw_worker(
-    canvas *c, const pl_snapshot_worker *w, int x, int y, int width, int with_shares)
+    canvas *c, const pl_snapshot_worker *w, int x, int y, int width, int with_shares, int is_past)
 {
     const look *l = &looks[w->state < N_LOOKS ? w->state : PL_WORKER_LOST];
     const int end = x + width;
@@ -68,15 +69,18 @@ static void draw_worker(
     char rate[24];
     int at = x;
 
-    canvas_text(c, at, y, NAME_COLUMNS, STYLE_PLAIN, w->name);
+    canvas_text(c, at, y, NAME_COLUMNS, is_past ? STYLE_DIM : STYLE_PLAIN, w->name);
     at += NAME_COLUMNS + 1;
-    canvas_text(c, at, y, 8, l->style, l->name);
+    if (is_past && w->state < PL_WORKER_DRAINING)
+        canvas_print(c, at, y, 14, STYLE_DIM, "was %s", l->name);
+    else
+        canvas_text(c, at, y, 8, l->style, l->name);
     at += 9;
-    if (width > 30)
+    if (width > 30 && !is_past)
         canvas_print(c, at, y, 9, STYLE_PLAIN, "%4u +%-3u", w->n_running, w->n_held);
     at += 10;
     view_number(rate, (double)w->rate);
-    if (width > FIGURES)
+    if (width > FIGURES && !is_past)
         canvas_print(c, at, y, 7, STYLE_PLAIN, "%7s",
             w->state == PL_WORKER_BUSY && w->rate > 0 ? rate : "-");
     at += 9;
@@ -93,7 +97,7 @@ static void draw_worker(
         draw_strip(c, w, at, y, end - at);
 }
 
-static void draw_heading(canvas *c, const pl_snapshot *s, view_box b, int with_shares)
+static void draw_heading(canvas *c, const pl_snapshot *s, view_box b, int with_shares, int is_past)
 {
     int n[N_LOOKS] = {0};
     char title[96];
@@ -102,32 +106,35 @@ static void draw_heading(canvas *c, const pl_snapshot *s, view_box b, int with_s
         n[s->workers[i].state < N_LOOKS ? s->workers[i].state : PL_WORKER_LOST]++;
     snprintf(title, sizeof title, "workers: %d busy, %d training, %d idle", n[PL_WORKER_BUSY],
         n[PL_WORKER_TRAINING], n[PL_WORKER_IDLE]);
-    canvas_rule(c, b.x, b.y, b.width, title);
+    canvas_rule(c, b.x, b.y, b.width, is_past ? "workers, as last seen" : title);
     if (b.width < 70)
         return;
     if (with_shares && b.width >= 80) {
         canvas_text(c, b.x + FIGURES, b.y, 28, STYLE_DIM, "  busy train  idle version  ");
         canvas_text(c, b.x + FIGURES + 28, b.y, 7, STYLE_DIM, "4 min ");
     } else {
-        canvas_text(c, b.x + FIGURES, b.y, 21, STYLE_DIM, "the last 4 minutes ");
+        canvas_text(c, b.x + FIGURES - 1, b.y, 22, STYLE_DIM,
+            is_past ? " 4 minutes " : " the last 4 minutes ");
     }
 }
 
-void view_workers(canvas *c, const pl_snapshot *s, view_box b, int first, int with_shares)
+void view_workers(canvas *c, const pl_view_data *d, view_box b, int first, int with_shares)
 {
+    const pl_snapshot *s = d->now;
+    const int is_past = !view_is_there(d);
     const int n = view_workers_shown(s);
     int row = 1;
 
     if (b.height < 1)
         return;
-    draw_heading(c, s, b, with_shares);
+    draw_heading(c, s, b, with_shares, is_past);
     for (int i = first > 0 ? first : 0; i < n && row < b.height; i++, row++) {
         const int n_left = n - i + ((int)s->n_workers - n);
         if (row == b.height - 1 && n_left > 1) {
             canvas_print(c, b.x, b.y + row, b.width, STYLE_DIM, "and %d more", n_left);
             break;
         }
-        draw_worker(c, &s->workers[i], b.x, b.y + row, b.width, with_shares);
+        draw_worker(c, &s->workers[i], b.x, b.y + row, b.width, with_shares, is_past);
     }
     if (n == 0 && b.height > 1)
         canvas_text(c, b.x, b.y + 1, b.width, STYLE_DIM, "none has joined");

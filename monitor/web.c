@@ -280,6 +280,7 @@ pl_status pl_web_open(pl_web **out, const pl_web_options *o, pl_error *err)
         st = pl_samples_open(&w->samples, w->run_dir, err);
     if (st == PL_OK)
         st = web_listen(w, o->address, err);
+    w->wants_token |= o->token_file != NULL;
     if (st == PL_OK && w->wants_token)
         st = web_token_open(w, o, err);
     if (st == PL_OK)

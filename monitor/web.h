@@ -18,7 +18,8 @@ typedef struct pl_web_options {
     const char *run_dir;
     const char *address;     /* HOST:PORT, HOST, PORT, [IP6]:PORT; NULL or "": 127.0.0.1, port 8780
                                 or the next free one.  Port 0: any */
-    const char *token_file;  /* of other addresses; NULL: RUN/monitor.token, or in runtime_dir when
+    const char *token_file;  /* wanted on every address; NULL: on others than
+                                loopback, in RUN/monitor.token, or in runtime_dir when
                                 the run is read-only */
     const char *runtime_dir; /* the user's own directory (XDG_RUNTIME_DIR); may be NULL */
     /* Bytes of one token (may be NULL: tokens are shown by number).  Returns how many; -1 when

@@ -1,4 +1,5 @@
 /* monitor/web_api.c - the paths that answer with figures. */
+#include "core/file.h"
 #include "monitor/prometheus.h"
 #include "monitor/web_internal.h"
 
@@ -23,6 +24,28 @@ void web_look_at_history(pl_web *w)
     w->n_polls += pl_history_poll(w->history) != 0;
 }
 
+pl_view_life web_life(const pl_web *w, const pl_snapshot *s)
+{
+    return pl_view_life_of(s, w->run_dir, web_unix_ms());
+}
+
+void web_put_snapshot(pl_json *out, const pl_snapshot *s, pl_view_life life)
+{
+    const char *word = pl_view_life_name(life);
+    pl_json j = {0};
+
+    pl_snapshot_json(s, &j);
+    if (j.failed || j.n < 2) {
+        out->failed = 1;
+    } else {
+        pl_json_text(out, "{\"life\":");
+        pl_json_string(out, word, strlen(word));
+        pl_json_text(out, ",");
+        pl_json_bytes(out, j.data + 1, j.n - 1);
+    }
+    pl_json_done(&j);
+}
+
 static enum MHD_Result get_snapshot(pl_web *w, struct MHD_Connection *c, const web_query *q)
 {
     pl_snapshot *s = malloc(sizeof *s);
@@ -33,8 +56,10 @@ static enum MHD_Result get_snapshot(pl_web *w, struct MHD_Connection *c, const w
         return web_refuse(c, q->path, 500, "no memory for a snapshot");
     const pl_status st = pl_snapshot_read(w->run_dir, s, &err);
     if (st == PL_OK)
-        pl_snapshot_json(s, &j);
+        web_put_snapshot(&j, s, web_life(w, s));
     free(s);
+    if (st != PL_OK && !pl_path_exists(w->run_dir))
+        return web_refuse(c, q->path, 404, "the run's directory is gone");
     return st == PL_OK ? web_reply_json(c, 200, &j)
                        : web_refuse(c, q->path, st == PL_E_NOENT ? 404 : 500, err.msg);
 }
@@ -114,8 +139,11 @@ static enum MHD_Result get_prometheus(pl_web *w, struct MHD_Connection *c, const
     if (!s)
         return web_refuse(c, q->path, 500, "no memory for a snapshot");
     const int has_snapshot = pl_snapshot_read(w->run_dir, s, NULL) == PL_OK;
+    const pl_view_life life = web_life(w, has_snapshot ? s : NULL);
+    const int is_alive =
+        life == PL_VIEW_RUNNING || life == PL_VIEW_SILENT || life == PL_VIEW_UNKNOWN;
     web_look_at_history(w);
-    pl_prometheus_text(has_snapshot ? s : NULL, w->history, &j);
+    pl_prometheus_text(has_snapshot ? s : NULL, is_alive, w->history, &j);
     free(s);
     if (j.failed || !j.data) {
         pl_json_done(&j);

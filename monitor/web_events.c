@@ -4,6 +4,7 @@
  * next; a browser that reads nothing costs one blob, the kernel's send buffer, and is dropped when
  * nothing went out for WEB_STALL_S. */
 #define _GNU_SOURCE
+#include "core/file.h"
 #include "monitor/web_internal.h"
 
 #include <errno.h>
@@ -147,22 +148,38 @@ void web_events_done(pl_web *w)
     w->snapshot_event = w->step_event = NULL;
 }
 
+/* The run's directory was removed, or is there again. */
+static void look_at_directory(pl_web *w)
+{
+    const int is_gone = !pl_path_exists(w->run_dir);
+
+    if (is_gone == w->is_gone)
+        return;
+    w->is_gone = is_gone;
+    w->updated_pid = 0;
+    replace(&w->snapshot_event, &w->snapshot, new_blob(is_gone ? "gone" : "back", "{}", 2));
+}
+
 static void look_at_snapshot(pl_web *w)
 {
     pl_snapshot *s = malloc(sizeof *s);
     pl_json j = {0};
 
-    if (!s)
+    look_at_directory(w);
+    if (!s || pl_snapshot_read(w->run_dir, s, NULL) != PL_OK) {
+        free(s);
         return;
-    if (pl_snapshot_read(w->run_dir, s, NULL) == PL_OK &&
-        (s->updated_ms != w->updated_ms || s->step != w->updated_step || s->pid != w->updated_pid ||
-            !w->snapshot_event)) {
-        pl_snapshot_json(s, &j);
+    }
+    const pl_view_life life = web_life(w, s);
+    if (s->updated_ms != w->updated_ms || s->step != w->updated_step || s->pid != w->updated_pid ||
+        life != w->updated_life || !w->snapshot_event) {
+        web_put_snapshot(&j, s, life);
         if (!j.failed && j.data) {
             replace(&w->snapshot_event, &w->snapshot, new_blob("snapshot", j.data, j.n));
             w->updated_ms = s->updated_ms;
             w->updated_step = s->step;
             w->updated_pid = s->pid;
+            w->updated_life = life;
         }
     }
     pl_json_done(&j);

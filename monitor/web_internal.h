@@ -5,6 +5,7 @@
 #include "core/json.h"
 #include "monitor/monitor.h"
 #include "monitor/samples.h"
+#include "monitor/view.h"
 #include "monitor/web.h"
 #include "monitor/web_query.h"
 
@@ -79,6 +80,8 @@ struct pl_web {
     int64_t snapshot_at, history_at, beat_at; /* when to look again, monotonic ms */
     int64_t updated_ms, updated_step;
     uint32_t updated_pid;
+    pl_view_life updated_life;
+    int is_gone; /* the run's directory: told */
     pl_history *history;
     uint64_t n_polls, told_polls; /* that found something; of which streams were told */
     pl_samples *samples;
@@ -129,6 +132,9 @@ const web_asset *web_asset_find(const char *path);
 
 /* ---- web_api.c ---- */
 void web_look_at_history(pl_web *w);
+pl_view_life web_life(const pl_web *w, const pl_snapshot *s); /* s may be NULL */
+/* The snapshot's object, with "life" as its first member. */
+void web_put_snapshot(pl_json *out, const pl_snapshot *s, pl_view_life life);
 /* The answer to a path of /api, or to /metrics and /healthz. */
 enum MHD_Result web_api(pl_web *w, struct MHD_Connection *c, const web_query *q);
 

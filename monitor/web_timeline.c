@@ -38,7 +38,22 @@ static int64_t file_size(const char *run_dir)
     return stat(path, &s) == 0 ? (int64_t)s.st_size : 0;
 }
 
-/* {"next":byte to go on from,"size":bytes,"events":[[track,name,begin_us,us],...]}
+/* No event was found in it: is it one of ours that has none yet? */
+static int is_damaged(const char *run_dir, int64_t size)
+{
+    enum { HEAD_BYTES = 4096 }; /* more than what stands before the first event */
+    char path[4096], first = 0;
+
+    snprintf(path, sizeof path, "%s/trace.json", run_dir);
+    FILE *f = fopen(path, "re");
+    const size_t n = f ? fread(&first, 1, 1, f) : 0;
+    if (f)
+        fclose(f);
+    return size > HEAD_BYTES || (n == 1 && first != '[');
+}
+
+/* {"next":byte to go on from,"size":bytes,"events":[[track,name,begin_us,us],...]}, and
+ * "damaged":true when there is no event in what is no timeline.
  *
  * The page's own place is kept as long as it is in the tail; a line that is entered in its middle
  * is no event, and passed over. */
@@ -56,6 +71,7 @@ pl_status web_timeline(pl_json *j, const char *run_dir, int64_t from, pl_error *
     pl_json_int(j, at);
     pl_json_text(j, ",\"size\":");
     pl_json_int(j, size);
-    pl_json_text(j, "}\n");
+    pl_json_text(
+        j, k.n == 0 && from < 0 && is_damaged(run_dir, size) ? ",\"damaged\":true}\n" : "}\n");
     return st;
 }

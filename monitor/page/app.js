@@ -2,7 +2,7 @@
  *
  * The history has at most CAP points: beyond, two neighbours become one.  A snapshot replaces the one
  * before.  Nothing else grows with time. */
-import { $, el, get, isNumber } from "./dom.js";
+import { $, el, get, isNumber, moment } from "./dom.js";
 import { forget } from "./charts.js";
 import * as overview from "./overview.js";
 import * as timeline from "./timeline.js";
@@ -13,10 +13,13 @@ const CAP = 800, POINTS = 400;
 const pages = { overview, timeline, samples, drafter };
 
 export const run = {
-  snapshot: null, skewMs: 0, seenMs: 0,
+  snapshot: null, skewMs: 0, seenMs: 0, gone: false,
   steps: [], columns: new Map(), last: -1, n: 0,
   column(name) { return this.columns.get(name) ?? []; },
   has(name) { return this.columns.has(name); },
+  /* What the snapshot tells is of now. */
+  lives() { return !this.gone && (this.snapshot?.life === "running" || this.snapshot?.life === "silent"); },
+  seen() { return `not running, last seen ${moment(this.snapshot.updated_ms)}`; },
   /* Milliseconds since the run wrote its snapshot, by the clock of the machine that runs. */
   age() { return this.snapshot ? Date.now() + this.skewMs - this.snapshot.updated_ms : Infinity; },
 };
@@ -39,10 +42,12 @@ function show() {
 function head() {
   const s = run.snapshot;
   const ended = s && (s.phase === "done" || s.phase === "stopped");
-  $("phase").textContent = s ? s.phase : "";
+  $("phase").textContent = !s || run.gone ? "" : ended || run.lives() ? s.phase : `was in: ${s.phase}`;
   if (connected === false) return state("away", "reconnecting");
+  if (run.gone) return state("away", "the run's directory is gone");
   if (!s) return state("still", run.n > 0 ? "from files" : "no figures yet");
   if (ended) return state(s.phase === "done" ? "done" : "still", s.phase === "done" ? "finished" : "stopped");
+  if (!run.lives()) return state("away", run.seen());
   const age = run.age();
   state(age < 5000 ? "live" : "still", age < 5000 ? "live" : `silent for ${Math.round(age / 1000)} s`);
 }
@@ -115,12 +120,15 @@ function listen() {
     if (source.readyState === EventSource.CLOSED) setTimeout(listen, 3000);
   });
   source.addEventListener("snapshot", (e) => { take(JSON.parse(e.data)); });
+  source.addEventListener("gone", () => { run.gone = true; show(); });
+  source.addEventListener("back", () => { run.gone = false; show(); });
   source.addEventListener("step", (e) => { history(JSON.parse(e.data)); });
   source.addEventListener("beat", (e) => { run.skewMs = JSON.parse(e.data).now_ms - Date.now(); show(); });
 }
 
 function take(snapshot) {
   run.snapshot = snapshot;
+  run.gone = false;
   run.seenMs = Date.now();
   show();
 }

@@ -43,6 +43,9 @@ export function seconds(s) {
 }
 
 export const clock = (ms) => new Date(ms).toLocaleTimeString([], { hour12: false });
+/* With its day, when that is another one. */
+export const moment = (ms) => (new Date(ms).toDateString() === new Date().toDateString() ? ""
+  : new Date(ms).toLocaleDateString() + " ") + clock(ms);
 export const share = (a, b) => (b > 0 ? Math.round((100 * a) / b) + " %" : "\u2013");
 
 export async function get(path) {

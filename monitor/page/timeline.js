@@ -9,7 +9,7 @@ let events = [];      /* [track, name, begin_us, us] in order of their ends */
 let tracks = [];      /* names, in order */
 let next = -1, endUs = 0;
 let windowS = 120, atUs = null; /* end of the window; null: follows */
-let loading = false, askedMs = 0, missing = "";
+let loading = false, askedMs = 0, missing = "", damaged = false;
 let isStale = true, pointed = false;
 export function stale() { isStale = true; }
 
@@ -25,6 +25,7 @@ async function load() {
   try {
     const t = await get(`/api/timeline?from=${next}`);
     if (t.next < next) events = [];
+    if (next < 0) damaged = t.damaged === true;
     next = t.next;
     events = events.concat(t.events).slice(-KEEP);
     tracks = [...new Set(events.map((e) => e[0]))].sort((a, b) => a.localeCompare(b, "en", { numeric: true })).slice(0, ROWS);
@@ -100,7 +101,7 @@ function paint() {
   axis(from, to);
   shares(sums);
   const info = $("time-info");
-  if (!events.length) info.textContent = missing || (askedMs && !loading ? "The run has written no timeline yet." : "");
+  if (!events.length) info.textContent = missing || (damaged ? "trace.json is damaged: there is no event in it." : askedMs && !loading ? "The run has written no timeline yet." : "");
   else if (!pointed) info.textContent = "Point at a row, or move to it with the Tab key.";
   $("time-forward").disabled = atUs === null;
   $("time-now").disabled = atUs === null;

@@ -93,6 +93,25 @@ wait $run 2>/dev/null || true
 until_says '"life":"not running"' "a run that crashed is not running"
 look | grep -qE '^not running \(last seen 0:[0-9]+ ago\): step [0-9]+ of 100000' || fail "last seen"
 passed "and it is told when it was last seen"
+if script -qec true /dev/null >/dev/null 2>&1; then
+    printf 'q' | TERM=xterm LC_ALL=C.UTF-8 script -qec "$PACELINE monitor $work/live" /dev/null >"$work/screen" 2>&1 || true
+    ! grep -qE '[0-9] busy|to the end' "$work/screen" || fail "a dead run's workers shown as of now"
+    passed "its workers are not shown as of now"
+fi
+timeout 20 "$PACELINE" monitor "$work/live" --json >"$work/text" || fail "a dead run: no wait for more"
+[ "$(wc -l <"$work/text")" = 1 ] || fail "one line of a dead run"
+cp -r "$work/live" "$work/bad"
+: >"$work/bad/snapshot"
+timeout 20 "$PACELINE" monitor "$work/bad" --json >"$work/text" || fail "a damaged snapshot: no wait for more"
+grep -q '"life":"not running".*"note":"[^"]*damaged' "$work/text" || { cat "$work/text"; fail "damaged"; }
+rm "$work/bad/snapshot" "$work/bad/metrics.jsonl"
+timeout 20 "$PACELINE" monitor "$work/bad" --json >"$work/text" || fail "no snapshot: no wait for more"
+grep -q '"note":"no snapshot, and metrics.jsonl: No such file' "$work/text" || { cat "$work/text"; fail "why"; }
+passed "a run without a snapshot ends the monitor, with the reason"
+(code=0; "$PACELINE" monitor "$work/live" --once --interval 1 2>"$work/err" || code=$?; echo $code >"$work/code") | :
+for i in 1 2 3 4 5 6 7 8 9; do [ -s "$work/code" ] && break; sleep 0.1; done
+[ "$(cat "$work/code")" = 0 ] && [ ! -s "$work/err" ] || { cat "$work/code" "$work/err"; fail "a closed pipe"; }
+passed "a closed pipe is a good end"
 
 # A finished run, with its snapshot and without.
 run_tiny "$work/over" rollout.num_workers=2 >"$work/log" 2>&1 || { cat "$work/log"; fail "a run"; }

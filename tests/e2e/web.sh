@@ -47,6 +47,23 @@ python3 tests/monitor/hostile_http.py "http://127.0.0.1:${port%/}/" "$server" "$
 passed "another address than loopback wants the token"
 leave
 
+# Asked for, it is wanted on this machine too.
+serve "$run" 127.0.0.1:0 --token-file "$work/token"
+ask() { python3 -c 'import sys, urllib.request as u, urllib.error as e
+try: print(u.urlopen(u.Request(sys.argv[1], headers={"Authorization": "Bearer " + sys.argv[2]})).read().decode())
+except e.HTTPError as x: print(x.code)' "$@"; }
+[ "$(ask "${url}api/snapshot" none)" = 401 ] || fail "--token-file on loopback"
+passed "--token-file is enforced on loopback"
+token=$(cat "$work/token")
+ask "${url}api/snapshot" "$token" | grep -q '^{"life":"finished",' || fail "life of the run"
+ask "${url}metrics" "$token" | grep -q '^paceline_run_alive 0$' || fail "paceline_run_alive"
+passed "the page and Prometheus tell whether the run lives"
+mv "$run" "$run.away"
+ask "${url}api/snapshot" "$token" >"$work/answer"
+mv "$run.away" "$run"
+[ "$(cat "$work/answer")" = 404 ] || fail "a run directory that is gone"
+leave
+
 # 3. What cannot be served is said.
 expect 66 "no run directory|is not there|no such" "a run that is not there" -- "$PACELINE" monitor "$work/none" --web
 mkdir "$work/bare"

@@ -68,7 +68,8 @@ static void compare(const char *line, size_t n)
         must(scan_string(&v, text) <= v.n);
         (void)scan_number(&v);
     }
-    if (json_is_object(o) && depth_of(o) <= LINES_DEPTH) {
+    /* Jansson reads past a NUL between tokens; the scanner does not. */
+    if (json_is_object(o) && !memchr(line, 0, n) && depth_of(o) <= LINES_DEPTH) {
         must(more == 0);
         json_object_foreach(o, key, member)
         {

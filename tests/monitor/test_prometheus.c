@@ -70,7 +70,7 @@ static pl_history *history(const char *text)
 
 Test(prometheus, the_snapshot_is_families_with_help_and_type)
 {
-    pl_prometheus_text(&s, NULL, &out);
+    pl_prometheus_text(&s, 1, NULL, &out);
     cr_assert_eq(strncmp(out.data, "# HELP paceline_run_info ", 25), 0);
     expect_line("paceline_run_info{run=\"run-1\"} 1");
     expect_line("# TYPE paceline_steps_total counter");
@@ -95,7 +95,7 @@ Test(prometheus, workers_are_bounded_and_no_name_comes_twice)
         memset(&s.workers[i], 0, sizeof s.workers[i]);
         memset(s.workers[i].name, 'a' + i % 20, sizeof s.workers[i].name); /* no NUL */
     }
-    pl_prometheus_text(&s, NULL, &out);
+    pl_prometheus_text(&s, 1, NULL, &out);
     cr_assert_eq(n_times("\npaceline_worker_held_samples{"), 20);
     expect_line("paceline_workers 10000");
 }
@@ -105,7 +105,7 @@ Test(prometheus, the_newest_figure_of_each_name_is_a_gauge)
     pl_history *h = history("{\"step\":1,\"actor/pg_loss\":1,\"val-core/x y/mean@4\":0.5}\n"
                             "{\"step\":2,\"actor/pg_loss\":-0.25,\"gone\":null}\n");
 
-    pl_prometheus_text(NULL, h, &out);
+    pl_prometheus_text(NULL, 1, h, &out);
     expect_line("paceline_metrics_step 2");
     expect_line("# TYPE paceline_actor_pg_loss gauge");
     expect_line("# HELP paceline_actor_pg_loss Newest actor/pg_loss of metrics.jsonl.");
@@ -119,7 +119,7 @@ Test(prometheus, names_that_become_the_same_come_once)
 {
     pl_history *h = history("{\"step\":1,\"a/b\":1,\"a_b\":2,\"steps_total\":9,\"workers\":9}\n");
 
-    pl_prometheus_text(&s, h, &out);
+    pl_prometheus_text(&s, 1, h, &out);
     cr_assert_eq(n_times("\n# TYPE paceline_a_b "), 1);
     cr_assert_eq(n_times("\n# TYPE paceline_steps_total "), 1);
     cr_assert_eq(n_times("\npaceline_workers "), 1);
@@ -131,7 +131,7 @@ Test(prometheus, a_run_that_has_nothing_yet_is_an_empty_text)
 {
     pl_history *h = history("");
 
-    pl_prometheus_text(NULL, h, &out);
+    pl_prometheus_text(NULL, 1, h, &out);
     cr_assert_eq(out.n, 0);
     pl_history_close(h);
 }
