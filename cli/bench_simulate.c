@@ -129,7 +129,7 @@ static pl_status time_many(bench *b, const simulate_run *r, pl_error *err)
     simulate_sum sum = {0};
     simulate_run one = *r;
     bench_figure f = {.unit = "s to simulate", .ratio = NAN};
-    one.first = one.last = r->steps[r->n_records - 1];
+    one.first = one.last = r->steps[r->n_records - 1].step;
     pl_status st = simulate_steps(&one, &o, &r->costs, add_one, &sum, err);
     if (st != PL_OK)
         return st;

@@ -58,7 +58,7 @@ pl_status replay_parse(int argc, char **argv, replay_options *o, int *helped, pl
             "train-only: score again by a built-in verifier or a command"},
         {"what-if", CLI_FLAG, &o->what_if, 0, 0, NULL,
             "reckon with other drafters and controllers; generate nothing"},
-        {"json", CLI_FLAG, &o->json, 0, 0, NULL, "one JSON object a line"},
+        {"json", CLI_FLAG, &o->json, 0, 0, NULL, "one JSON object a line, the verdict last"},
         {0},
     };
 
@@ -76,9 +76,39 @@ pl_status replay_parse(int argc, char **argv, replay_options *o, int *helped, pl
     return check_way(o, err);
 }
 
+/* More threads than cores give the same bits, many times slower. */
+static void cap_threads(replay_options *o)
+{
+    const long cores = sysconf(_SC_NPROCESSORS_ONLN);
+
+    if (cores < 1 || o->threads <= cores)
+        return;
+    if (!o->is_quiet)
+        fprintf(stderr, "paceline: --threads %lld: this machine has %ld cores, so %ld are taken\n",
+            (long long)o->threads, cores, cores);
+    o->threads = cores;
+}
+
+/* The exit code; with --json the verdict too (a good one of --train-only is said there, --what-if
+ * compares nothing). */
+static int finish(const replay_options *o, pl_status st, pl_error *err)
+{
+    pl_error none = {0};
+
+    if (o->json && st != PL_OK)
+        replay_say_end(st == PL_E_NUMERIC ? "different" : "error", err->msg);
+    else if (o->json && !o->train_only && !o->what_if)
+        replay_say_end("equal", "");
+    if (st == PL_OK)
+        st = cli_flush(err);
+    else
+        (void)cli_flush(&none);
+    return st == PL_OK ? 0 : cli_report(err);
+}
+
 int cmd_replay(int argc, char **argv)
 {
-    replay_options o;
+    replay_options o = {0};
     int helped = 0;
     pl_error err = {0};
     char **words = calloc((size_t)argc + 1, sizeof *words); /* as they were given */
@@ -90,6 +120,8 @@ int cmd_replay(int argc, char **argv)
     pl_status st = words ? replay_parse(argc, argv, &o, &helped, &err) : PL_E_NOMEM;
     if (st == PL_OK && !helped) {
         cli_catch_signals(0);
+        (void)signal(SIGPIPE, SIG_IGN); /* the write fails, and what was made is removed */
+        cap_threads(&o);
         if (o.workers > 0) {
             const int code = replay_with_workers(&o, argc, words);
             free(words);
@@ -100,9 +132,7 @@ int cmd_replay(int argc, char **argv)
                           : replay_rollouts(&o, &err);
     }
     free(words);
-    if (st == PL_OK)
-        st = cli_flush(&err);
-    return st == PL_OK ? 0 : cli_report(&err);
+    return helped ? 0 : finish(&o, st, &err);
 }
 
 int replay_in_trainer(int argc, char **argv)
@@ -121,13 +151,14 @@ int replay_in_trainer(int argc, char **argv)
     if (st == PL_OK && !helped) {
         (void)prctl(PR_SET_NAME, "pl-trainer"); /* the program is started as /proc/self/exe */
         cli_catch_signals(1);
+        o.is_quiet = 1;
+        cap_threads(&o);
         st = run_lock(dir, "trainer.lock", &fd, &err);
     }
     if (st == PL_OK && !helped)
         st = replay_rollouts_in(&o, dir, &err);
-    if (st == PL_OK)
-        st = cli_flush(&err);
+    const int code = finish(&o, st, &err);
     if (fd >= 0)
         close(fd);
-    return st == PL_OK ? 0 : cli_report(&err);
+    return code;
 }

@@ -19,14 +19,31 @@ typedef struct replay_options {
     const char *rollouts;   /* --rollouts FILE or DIR of another system (train-only); NULL */
     const char *reward;     /* --reward VERIFIER or COMMAND (train-only); NULL: as recorded */
     int train_only, rollout_only, what_if, json;
+    int is_quiet;           /* another process has given the warnings */
     char *const *overrides; /* [n_overrides] key=value */
     int n_overrides;
 } replay_options;
+
+/* What the trace says of the configuration that each sitting had: a run may have been resumed with
+ * other keys. */
+typedef struct replay_sitting {
+    int64_t first, last; /* steps that it trained; 0, 0: none */
+    run_config config;   /* with the overrides */
+    uint64_t hash;       /* of its keys that decide bits */
+} replay_sitting;
+
+typedef struct replay_sittings {
+    int n;
+    replay_sitting *list; /* [n] as they were; NULL: there is no trace to tell */
+    char edited[400];     /* keys that decide bits of RUN/config.yaml which are not the last
+                             sitting's any more, in words; empty: none */
+} replay_sittings;
 
 /* A run opened for reading: nothing in its directory is changed. */
 typedef struct replay {
     const replay_options *o;
     run_config config; /* of the run, with the overrides */
+    replay_sittings sittings;
     pl_log log;
     run_report report;
     cli_model m;

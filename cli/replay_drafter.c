@@ -83,29 +83,53 @@ static pl_status choose_version(
     return PL_OK;
 }
 
+static void say_gone(const replay_options *o, uint32_t version, const char *name)
+{
+    if (o->is_quiet)
+        return;
+    fprintf(stderr,
+        "paceline: the run drafted with version %u, which is not here any more: %s drafts (the "
+        "bits "
+        "are the same)\n",
+        version, name);
+}
+
 /* The newest one that drafted in the trace and is kept; what the run began with; the suffix drafter
  * beside them alone. */
 static void choose_as_run(
     const replay_options *o, const replay_index *x, run_config *c, char name[96])
 {
     char path[PL_CONFIG_STR];
+    char init[PL_CONFIG_STR];
+    uint32_t newest = 0;
 
+    memcpy(init, c->speculative.init, sizeof init);
     if (!c->speculative.enable) {
         snprintf(name, 96, "none");
         return;
     }
     for (int i = x->n - 1; i >= 0 && run_has_learned(c); i--) {
         const uint32_t v = x->steps[i].drafter_version;
+        if (newest == 0)
+            newest = v;
         if (v > 0 && version_path(o, v, path)) {
             draft_with(c, path);
             snprintf(name, 96, "version %u", v);
+            if (v != newest)
+                say_gone(o, newest, name);
             return;
         }
     }
-    if (run_has_learned(c) && pl_path_exists(c->speculative.init))
+    const int is_gone = run_has_learned(c) && !pl_path_exists(c->speculative.init);
+    if (run_has_learned(c) && !is_gone)
         snprintf(name, 96, "%.80s", c->speculative.init);
     else
         draft_by_suffix(c, name);
+    if (newest > 0)
+        say_gone(o, newest, name);
+    else if (is_gone && !o->is_quiet)
+        fprintf(stderr,
+            "paceline: the run's drafter '%.200s' is not here any more: suffix drafts\n", init);
 }
 
 pl_status replay_drafter_choose(const replay_options *o, const replay_index *x, const char *dir,

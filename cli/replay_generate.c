@@ -117,6 +117,8 @@ pl_status replay_generate(
     replay_again *a, const replay_step *s, const replay_record *x, int *first, pl_error *err)
 {
     const pl_sampling *t = &x->trace->sampling;
+    const replay_sitting *own = replay_sittings_find(&a->r.sittings, s->step);
+    const run_config *c = own ? &own->config : &a->config;
     const run_sampling how = {.temperature = t->temperature,
         .top_p = t->top_p,
         .min_p = t->min_p,
@@ -124,13 +126,12 @@ pl_status replay_generate(
         .max_tokens = (int)t->max_tokens,
         .ignore_eos = (int)t->ignore_eos,
         .speculative = a->config.speculative.enable ? PL_SPECULATE_ON : PL_SPECULATE_OFF,
-        .seed = (uint64_t)a->config.rollout.seed,
+        .seed = (uint64_t)c->rollout.seed,
         .purpose = t->purpose};
 
     if (pl_noise_key(how.seed) != t->noise_key)
         return pl_fail(err, PL_E_CONFIG,
-            "rollout.seed of '%s/config.yaml' is not the one of step %lld of the trace: the file "
-            "was changed",
+            "rollout.seed in the configuration of '%s' is not the one of step %lld of the trace",
             a->o->run_dir, (long long)s->step);
     pl_status st = open_source(a, err);
     if (st == PL_OK)

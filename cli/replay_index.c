@@ -1,45 +1,47 @@
 /* cli/replay_index.c - the steps of a trace as they count, without their samples. */
 #include "cli/replay_parts.h"
+#include "cli/trace.h"
 #include "tensor/tensor.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-/* Keys that decide bits, of a sitting; where its model lies is not one of them. */
-static uint64_t hash_config(const pl_trace_run *r)
+/* The run went on with other keys: in words. */
+static void note_keys(replay_index *x, const pl_trace_run *r)
 {
+    enum { ROOM = 480 };
+    char keys[400];
     run_config *c = calloc(1, sizeof *c);
     pl_error none = {0};
-    uint64_t h = 0;
 
-    if (c && r->config && run_config_parse(c, r->config, r->n_config, "trace", &none) == PL_OK) {
-        memset(c->rollout.model_path, 0, sizeof c->rollout.model_path);
-        h = run_config_hash(c);
+    if (!c || !r->config || run_config_parse(c, r->config, r->n_config, "trace", &none) != PL_OK) {
+        free(c);
+        return;
     }
-    free(c);
-    return h;
+    keys[0] = 0;
+    if (x->config)
+        replay_config_differ(c, x->config, keys, sizeof keys);
+    free(x->config);
+    x->config = c;
+    char *text = keys[0] ? malloc(ROOM) : NULL;
+    if (!text)
+        return;
+    snprintf(text, ROOM, "after step %lld the run went on with other keys: %s", (long long)r->step,
+        keys);
+    free(x->changed);
+    x->changed = text;
 }
 
 static pl_status on_run(void *ctx, const pl_trace_run *r, pl_error *err)
 {
-    enum { ROOM = 128 };
     replay_index *x = ctx;
-    const uint64_t h = hash_config(r);
 
     if (strcmp(r->numeric_class, PL_NUMERIC_CLASS) != 0)
         return pl_fail(err, PL_E_CONFIG,
             "the trace is of numeric class '%.64s', this program of '%s': replay it with the build "
             "that wrote it ('%.80s')",
             r->numeric_class, PL_NUMERIC_CLASS, r->build);
-    if (x->config_hash && h && h != x->config_hash) {
-        free(x->changed);
-        x->changed = malloc(ROOM);
-        if (x->changed)
-            snprintf(x->changed, ROOM,
-                "; the run went on with other keys that decide bits after step %lld",
-                (long long)r->step);
-    }
-    x->config_hash = h;
+    note_keys(x, r);
     return PL_OK;
 }
 
@@ -92,9 +94,12 @@ static pl_status on_step(void *ctx, const pl_trace_step *s, pl_error *err)
 pl_status replay_index_read(replay_index *x, const char *run_dir, pl_error *err)
 {
     const pl_trace_visitor v = {.ctx = x, .run = on_run, .step = on_step};
+    char beyond[320];
 
     memset(x, 0, sizeof *x);
     pl_status st = pl_trace_read(run_dir, &v, &x->report, err);
+    if (st == PL_OK && trace_beyond(run_dir, beyond, sizeof beyond))
+        fprintf(stderr, "paceline: %s\n", beyond);
     if (st == PL_OK && x->n == 0)
         st = pl_fail(err, PL_E_NOENT, "no step is done in the trace of '%s' yet", run_dir);
     if (st != PL_OK)
@@ -106,8 +111,10 @@ void replay_index_done(replay_index *x)
 {
     free(x->steps);
     free(x->changed);
+    free(x->config);
     x->steps = NULL;
     x->changed = NULL;
+    x->config = NULL;
     x->n = x->room = 0;
 }
 

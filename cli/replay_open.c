@@ -1,5 +1,5 @@
-/* cli/replay_open.c - a run opened for reading: its configuration, its model, the newest checkpoint
- * of at most so many steps.
+/* cli/replay_open.c - a run opened for reading: its model, the newest checkpoint of at most so many
+ * steps.
  *
  * The run may still be going on: a checkpoint that vanishes or is damaged is passed over for an
  * older one. */
@@ -13,84 +13,6 @@
 #include <unistd.h>
 
 #define CHECKPOINT "global_step_"
-
-/* ---- configuration ---- */
-
-/* The words of the command line that are keys: all but the alternatives of --what-if. */
-static int is_key(const replay_options *o, const char *word)
-{
-    const size_t n = strcspn(word, "=");
-    return !o->what_if || memchr(word, '.', n) != NULL;
-}
-
-/* Where the model lies decides nothing by itself: its weights are compared. */
-static uint64_t hash_of(run_config *c)
-{
-    char path[PL_CONFIG_STR];
-
-    memcpy(path, c->rollout.model_path, sizeof path);
-    memset(c->rollout.model_path, 0, sizeof c->rollout.model_path);
-    const uint64_t h = run_config_hash(c);
-    memcpy(c->rollout.model_path, path, sizeof path);
-    return h;
-}
-
-/* One by one, so that the one can be named. */
-static pl_status check_overrides(const char *path, char *const *words, int n, pl_error *err)
-{
-    run_config *c = malloc(sizeof *c);
-    pl_status st =
-        c ? run_config_load(c, path, NULL, 0, err) : pl_fail(err, PL_E_NOMEM, "no memory");
-    const uint64_t plain = st == PL_OK ? hash_of(c) : 0;
-
-    for (int i = 0; i < n && st == PL_OK; i++) {
-        st = run_config_load(c, path, words + i, 1, err);
-        if (st == PL_OK && hash_of(c) != plain)
-            st = pl_fail(err, PL_E_CONFIG,
-                "'%.100s' decides bits, so that would be another run: use --train-only or "
-                "--what-if",
-                words[i]);
-    }
-    free(c);
-    return st;
-}
-
-pl_status replay_config(const replay_options *o, run_config *c, pl_error *err)
-{
-    enum { OWN = 3, LINE = PL_CONFIG_STR + 64 };
-    char path[PL_CONFIG_STR + 16], lines[OWN][LINE];
-    char **words = calloc((size_t)o->n_overrides + OWN, sizeof *words);
-    int n = 0;
-    pl_status st = PL_OK;
-
-    snprintf(path, sizeof path, "%s/config.yaml", o->run_dir);
-    if (!words)
-        st = pl_fail(err, PL_E_NOMEM, "no memory for the configuration");
-    else if (!pl_path_exists(path))
-        st = pl_fail(err, PL_E_NOENT, "'%s' is not the directory of a run: it has no config.yaml",
-            o->run_dir);
-    for (int i = 0; i < o->n_overrides && st == PL_OK; i++)
-        if (is_key(o, o->overrides[i]))
-            words[n++] = o->overrides[i];
-    if (st == PL_OK && !o->train_only && !o->what_if)
-        st = check_overrides(path, words, n, err);
-    if (st == PL_OK && o->isa && snprintf(lines[0], LINE, "trainer.isa=%s", o->isa) < LINE)
-        words[n++] = lines[0];
-    if (st == PL_OK && o->threads > 0 &&
-        snprintf(lines[1], LINE, "trainer.threads=%lld", (long long)o->threads) < LINE)
-        words[n++] = lines[1];
-    if (st == PL_OK && o->controller &&
-        snprintf(lines[2], LINE, "speculative.controller=%s", o->controller) < LINE)
-        words[n++] = lines[2];
-    if (st == PL_OK)
-        st = run_config_load(c, path, words, n, err);
-    free(words);
-    if (st != PL_OK)
-        return st;
-    snprintf(c->trainer.default_local_dir, PL_CONFIG_STR, "%s", o->run_dir); /* where it is now */
-    c->rollout.num_workers = o->workers > 0 ? o->workers : 0;
-    return PL_OK;
-}
 
 /* ---- checkpoints ---- */
 
@@ -152,12 +74,20 @@ static pl_status open_model(replay *r, pl_error *err)
 static pl_status open_trainer(replay *r, pl_error *err)
 {
     const int max_len = longest(r), response = (int)r->config.data.max_response_length;
-    pl_actor_options actor = r->config.actor;
+    run_config c = r->config;
+    pl_actor_options actor;
     run_plan plan;
     float *masters = r->m.masters;
 
-    run_plan_make(&r->config, pl_source_arch(r->m.source),
-        max_len > response ? max_len - response : 1, pl_team_size(r->m.team), &plan);
+    for (int i = 0; i < r->sittings.n; i++) { /* room for what any of them wants */
+        const pl_actor_options *o = &r->sittings.list[i].config.actor;
+        c.actor.use_kl_loss |= o->use_kl_loss;
+        if (o->ppo_max_token_len > c.actor.ppo_max_token_len)
+            c.actor.ppo_max_token_len = o->ppo_max_token_len;
+    }
+    actor = c.actor;
+    run_plan_make(&c, pl_source_arch(r->m.source), max_len > response ? max_len - response : 1,
+        pl_team_size(r->m.team), &plan);
     const pl_status st = run_plan_check(&plan, err);
     if (st != PL_OK)
         return st;
@@ -177,6 +107,13 @@ pl_status replay_load(replay *r, int64_t step, pl_error *err)
     return pl_checkpoint_load(dir, r->trainer, &r->state, err);
 }
 
+static void close_parts(replay *r)
+{
+    pl_trainer_free(r->trainer);
+    r->trainer = NULL;
+    cli_model_close(&r->m);
+}
+
 pl_status replay_open(replay *r, const replay_options *o, int64_t last_step, pl_error *err)
 {
     memset(r, 0, sizeof *r);
@@ -184,6 +121,13 @@ pl_status replay_open(replay *r, const replay_options *o, int64_t last_step, pl_
     r->log = (pl_log){PL_LOG_INFO, STDERR_FILENO, isatty(STDERR_FILENO)};
     r->report = (run_report){.is_tty = r->log.is_tty, .t0 = run_seconds()};
     pl_status st = replay_config(o, &r->config, err);
+    if (st == PL_OK)
+        st = replay_sittings_read(&r->sittings, o, err);
+    if (st == PL_OK && r->sittings.edited[0])
+        pl_log_warn(&r->log,
+            "'%s/config.yaml' is not the one that the run was traced with: %s: that of the trace "
+            "is taken",
+            o->run_dir, r->sittings.edited);
     for (int64_t limit = last_step; st == PL_OK;) {
         const int64_t step = replay_checkpoint(o->run_dir, limit);
         memset(&r->state, 0, sizeof r->state);
@@ -199,7 +143,7 @@ pl_status replay_open(replay *r, const replay_options *o, int64_t last_step, pl_
         if (st != PL_E_FORMAT && st != PL_E_NOENT && st != PL_E_IO)
             break;
         pl_log_warn(&r->log, "%s: an older one is taken", err->msg);
-        replay_close(r); /* its weights are a mixture */
+        close_parts(r); /* its weights are a mixture */
         limit = step - 1;
         st = PL_OK;
     }
@@ -210,7 +154,6 @@ pl_status replay_open(replay *r, const replay_options *o, int64_t last_step, pl_
 
 void replay_close(replay *r)
 {
-    pl_trainer_free(r->trainer);
-    r->trainer = NULL;
-    cli_model_close(&r->m);
+    close_parts(r);
+    replay_sittings_done(&r->sittings);
 }

@@ -12,11 +12,22 @@ pl_status replay_parse(int argc, char **argv, replay_options *o, int *helped, pl
  * DIR; ARG... are the arguments of `paceline replay`.  Returns the exit code. */
 int replay_in_trainer(int argc, char **argv);
 
+/* ---- replay_config.c: the configuration that a step was traced with ---- */
+
+/* Of the last sitting, with what the command line says: its keys that decide bits are those of the
+ * trace where there is one, all others those of RUN/config.yaml.  For rollouts an override that
+ * decides bits is refused.  Errors: PL_E_NOENT, PL_E_CONFIG. */
+pl_status replay_config(const replay_options *o, run_config *c, pl_error *err);
+/* The same of each sitting; none when no trace can be read. */
+pl_status replay_sittings_read(replay_sittings *s, const replay_options *o, pl_error *err);
+void replay_sittings_done(replay_sittings *s);
+/* Who trained the step; NULL: the trace does not say. */
+const replay_sitting *replay_sittings_find(const replay_sittings *s, int64_t step);
+/* "actor.optim.lr 0.5, was 0.001": keys that decide bits, with what they are now. */
+void replay_config_differ(const run_config *now, const run_config *was, char *out, size_t room);
+
 /* ---- replay_open.c ---- */
 
-/* RUN/config.yaml with what the command line says.  For rollouts a key that decides bits is
- * refused.  Errors: PL_E_NOENT, PL_E_CONFIG. */
-pl_status replay_config(const replay_options *o, run_config *c, pl_error *err);
 /* Steps of the newest checkpoint of at most limit steps; 0: none, so the initial model. */
 int64_t replay_checkpoint(const char *run_dir, int64_t limit);
 /* Put the checkpoint of step over what is open; 0: leave it.  Errors: of pl_checkpoint_load. */
@@ -39,7 +50,7 @@ typedef struct replay_index {
     uint32_t max_tokens; /* of a response, the most of any step */
     char *changed;       /* a sitting whose keys decide other bits than those of the one before: in
                             words; NULL: all alike */
-    uint64_t config_hash;
+    run_config *config;  /* of the last sitting */
 } replay_index;
 
 /* Errors: those of pl_trace_read; PL_E_CONFIG (another numeric class); PL_E_NOENT (no trace). */
@@ -79,6 +90,7 @@ void replay_compare(
 
 /* ---- replay_rollouts.c ---- */
 
+enum { REPLAY_LIST = 200 };
 /* Samples of a run, sampled again. */
 typedef struct replay_again {
     const replay_options *o;
@@ -99,6 +111,8 @@ typedef struct replay_again {
     char temp[PL_CONFIG_STR]; /* for a random drafter; empty: none was made */
     char drafter[96];
     int64_t n_steps, n_samples, n_tokens, n_drafted;
+    int64_t n_left;                            /* steps left out */
+    char left[REPLAY_LIST], done[REPLAY_LIST]; /* "2, 4": those, and those that were replayed */
 } replay_again;
 
 /* dir: of the worker processes that the samples come from; NULL: from this process. */
@@ -123,6 +137,8 @@ void replay_say_policy(const replay_again *a, const replay_step *s, int is_fresh
 pl_status replay_say_step(
     const replay_again *a, const replay_step *s, const replay_difference *d, pl_error *err);
 void replay_say_verdict(const replay_again *a);
+/* The last JSON object: {"event":"end","verdict":"equal|different|uncompared|error", ...}. */
+void replay_say_end(const char *verdict, const char *message);
 
 /* ---- replay_drafter.c ---- */
 

@@ -16,15 +16,16 @@
 
 /* ---- which steps ---- */
 
-/* "1, 3, 4": steps of the trace whose policy is the initial one or in a checkpoint. */
-static void list_untrained(const replay_again *a, char *out, size_t room)
+/* "1, 3, 4": steps of the trace whose policy is (1) or is not (0) the initial one or in a
+ * checkpoint. */
+static void list_steps(const replay_again *a, int is_untrained, char *out, size_t room)
 {
     size_t at = 0;
 
     snprintf(out, room, "none");
     for (int i = 0; i < a->index.n && at + 24 < room; i++) {
         const int64_t step = a->index.steps[i].step;
-        if (replay_checkpoint(a->o->run_dir, step - 1) == step - 1)
+        if ((replay_checkpoint(a->o->run_dir, step - 1) == step - 1) == is_untrained)
             at += (size_t)snprintf(
                 out + at, room - at, "%s%lld", at > 0 ? ", " : "", (long long)step);
     }
@@ -66,7 +67,7 @@ static pl_status choose_steps(replay_again *a, pl_error *err)
     if (!a->o->rollout_only || a->first != a->last ||
         replay_checkpoint(a->o->run_dir, a->first - 1) == a->first - 1)
         return PL_OK;
-    list_untrained(a, steps, sizeof steps);
+    list_steps(a, 1, steps, sizeof steps);
     return pl_fail(err, PL_E_NOENT,
         "step %lld wants training first, there is no checkpoint of step %lld: without training "
         "these can be replayed: %s",
@@ -112,8 +113,8 @@ static pl_status check_policy(const replay_again *a, pl_error *err)
     if (step > 0 && step == a->opened_at)
         return pl_fail(err, PL_E_NUMERIC,
             "policy of step %lld: hash %s, in the trace %s: checkpoint "
-            "'%s/checkpoints/global_step_%lld' is not this run's%s",
-            (long long)step, is, was, a->o->run_dir, (long long)step,
+            "'%s/checkpoints/global_step_%lld' is not this run's%s%s",
+            (long long)step, is, was, a->o->run_dir, (long long)step, a->index.changed ? "; " : "",
             a->index.changed ? a->index.changed : "");
     if (step == 0)
         return pl_fail(err, PL_E_NUMERIC,
@@ -122,8 +123,8 @@ static pl_status check_policy(const replay_again *a, pl_error *err)
             is, was, a->config.rollout.model_path);
     return pl_fail(err, PL_E_NUMERIC,
         "policy of step %lld, trained from step %lld on: hash %s, in the trace %s: another build, "
-        "changed rollouts, or law 1 is broken%s",
-        (long long)step, (long long)a->opened_at, is, was,
+        "changed rollouts, or law 1 is broken%s%s",
+        (long long)step, (long long)a->opened_at, is, was, a->index.changed ? "; " : "",
         a->index.changed ? a->index.changed : "");
 }
 
@@ -143,11 +144,38 @@ static pl_status train_one(replay_again *a, pl_error *err)
     return st == PL_OK ? replay_train_step(&a->r, &stats, NULL, err) : st;
 }
 
+/* Where the policy before step s comes from: what is open, or a later checkpoint where the rollouts
+ * in between are gone.  *missing: a step whose rollouts are wanted and are gone; 0: none. */
+static int64_t start_of(const replay_again *a, const replay_step *s, int64_t *missing)
+{
+    const int64_t newest = replay_checkpoint(a->o->run_dir, s->step - 1);
+    const int64_t open = a->is_open ? a->r.state.step : newest;
+    int64_t from = open;
+    char path[PL_CONFIG_STR + 64];
+
+    *missing = 0;
+    for (int64_t step = from + 1; step < s->step; step++) {
+        snprintf(
+            path, sizeof path, "%s/rollouts/step_%06lld.jsonl.zst", a->o->run_dir, (long long)step);
+        if (pl_path_exists(path))
+            continue;
+        if (newest >= step) {
+            from = step = newest; /* that step's training is behind it */
+            continue;
+        }
+        *missing = step;
+        break;
+    }
+    return from;
+}
+
 /* The policy before step s, said when it is the traced one. */
 static pl_status bring_to(replay_again *a, const replay_step *s, pl_error *err)
 {
     pl_status st = PL_OK;
     int trained = 0, is_fresh = 0;
+    int64_t missing;
+    const int64_t from = start_of(a, s, &missing);
 
     if (!a->is_open) {
         st = replay_open(&a->r, a->o, s->step - 1, err);
@@ -155,6 +183,9 @@ static pl_status bring_to(replay_again *a, const replay_step *s, pl_error *err)
         is_fresh = 1;
     } else if (a->o->rollout_only && a->r.state.step < s->step - 1) {
         st = replay_load(&a->r, s->step - 1, err);
+        is_fresh = 1;
+    } else if (a->r.state.step < from) {
+        st = replay_load(&a->r, from, err);
         is_fresh = 1;
     }
     if (is_fresh)
@@ -203,6 +234,8 @@ static pl_status replay_one(replay_again *a, const replay_step *s, pl_error *err
         a->n_drafted += d.n_drafted;
         st = replay_say_step(a, s, &d, err);
     }
+    if (st == PL_OK)
+        st = cli_flush(err); /* nobody reads any more: no more work */
     replay_record_close(&x);
     if (st == PL_OK && d.n_samples > 0)
         st = pl_fail(err, PL_E_NUMERIC,
@@ -213,39 +246,76 @@ static pl_status replay_one(replay_again *a, const replay_step *s, pl_error *err
     return st;
 }
 
+static void add_step(char list[REPLAY_LIST], int64_t step)
+{
+    const size_t at = strlen(list);
+
+    if (at + 32 < REPLAY_LIST)
+        snprintf(list + at, REPLAY_LIST - at, "%s%lld", at > 0 ? ", " : "", (long long)step);
+    else if (list[at - 1] != '.')
+        snprintf(list + at, REPLAY_LIST - at, ", ...");
+}
+
+/* Without a policy there is nothing to generate with: such a step is left out. */
+static int is_left_out(replay_again *a, const replay_step *s, int64_t *missing)
+{
+    int64_t step = 0;
+
+    if (a->o->rollout_only)
+        return replay_checkpoint(a->o->run_dir, s->step - 1) != s->step - 1;
+    (void)start_of(a, s, &step);
+    if (step > 0 && *missing == 0)
+        *missing = step;
+    return step > 0;
+}
+
+/* What was left out, and why. */
+static pl_status conclude(replay_again *a, int64_t missing, pl_error *err)
+{
+    char steps[200];
+
+    if (a->n_left == 0)
+        return PL_OK;
+    if (missing > 0) {
+        list_steps(a, 1, steps, sizeof steps);
+        return pl_fail(err, PL_E_NOENT,
+            "'%s/rollouts/step_%06lld.jsonl.zst' is gone, and the policy of later steps comes of "
+            "training on it: left out: %s; these need no training (--rollout-only): %s",
+            a->o->run_dir, (long long)missing, a->left, steps);
+    }
+    if (!a->is_open)
+        return pl_fail(err, PL_E_NOENT,
+            "no step of the trace can be replayed without training: the run keeps no checkpoint "
+            "before one");
+    pl_log_warn(&a->r.log, "left out, because their policy is in no checkpoint: step%s %s",
+        a->n_left == 1 ? "" : "s", a->left);
+    return PL_OK;
+}
+
 static pl_status replay_all(replay_again *a, pl_error *err)
 {
     pl_status st = PL_OK;
-    int64_t last = 0, left_out = 0;
-    char steps[200];
+    int64_t last = 0, missing = 0;
 
     replay_say_trace(a);
     for (int i = 0; i < a->index.n && st == PL_OK; i++) {
         const replay_step *s = &a->index.steps[i];
         if (s->step < a->first || s->step > a->last)
             continue;
-        if (a->o->rollout_only && replay_checkpoint(a->o->run_dir, s->step - 1) != s->step - 1) {
-            left_out++;
+        if (is_left_out(a, s, &missing)) {
+            add_step(a->left, s->step);
+            a->n_left++;
             continue;
         }
         st = replay_one(a, s, err);
+        add_step(a->done, s->step);
         last = s->step;
     }
-    if (st == PL_OK && left_out > 0 && a->is_open) {
-        list_untrained(a, steps, sizeof steps);
-        pl_log_warn(&a->r.log,
-            "steps left out because they want training first: %lld; replayed without: %s",
-            (long long)left_out, steps);
-    }
-    if (st == PL_OK && !a->is_open)
-        st = pl_fail(err, PL_E_NOENT,
-            "no step of the trace can be replayed without training: the run keeps no checkpoint "
-            "before one");
-    if (st == PL_OK && a->source.finish)
+    if (st == PL_OK && a->is_open && a->source.finish)
         st = a->source.finish(a->source.self, last, err);
-    if (st == PL_OK)
+    if (st == PL_OK && a->is_open)
         replay_say_verdict(a);
-    return st;
+    return st == PL_OK ? conclude(a, missing, err) : st;
 }
 
 static void close_all(replay_again *a)
@@ -321,6 +391,8 @@ int replay_with_workers(const replay_options *o, int argc, char *const *argv)
         snprintf(a->config.trainer.default_local_dir, PL_CONFIG_STR, "%s", dir);
         code = run_supervise(&a->config);
     } else {
+        if (o->json)
+            replay_say_end("error", err.msg);
         code = cli_report(&err);
     }
     if (dir[0] && pl_dir_remove(dir, &ignored) != PL_OK)

@@ -16,6 +16,8 @@ void replay_say_trace(const replay_again *a)
         (long long)a->index.steps[a->index.n - 1].step);
     if (t->state == PL_TRACE_OPEN && t->what[0])
         printf("           %s\n", t->what);
+    if (a->index.changed)
+        printf("           %s\n", a->index.changed);
     fflush(stdout);
 }
 
@@ -96,6 +98,21 @@ pl_status replay_say_step(
     return st;
 }
 
+void replay_say_end(const char *verdict, const char *message)
+{
+    pl_json j = {0};
+    pl_error none = {0};
+
+    pl_json_text(&j, "{\"event\":\"end\",\"verdict\":");
+    pl_json_string(&j, verdict, strlen(verdict));
+    pl_json_text(&j, ",\"message\":");
+    pl_json_string(&j, message, strlen(message));
+    pl_json_text(&j, "}\n");
+    if (pl_json_check(&j, "verdict", &none) == PL_OK)
+        fwrite(j.data, 1, j.n, stdout);
+    pl_json_done(&j);
+}
+
 /* "18 233" */
 static void group_digits(char out[32], int64_t v)
 {
@@ -113,15 +130,17 @@ static void group_digits(char out[32], int64_t v)
 
 void replay_say_verdict(const replay_again *a)
 {
-    char samples[32], tokens[32], drafted[32], steps[48], who[32] = "this process";
+    char samples[32], tokens[32], drafted[32], steps[REPLAY_LIST + 16], who[32] = "this process";
 
     if (a->o->json)
         return;
     group_digits(samples, a->n_samples);
     group_digits(tokens, a->n_tokens);
     group_digits(drafted, a->n_drafted);
-    snprintf(steps, sizeof steps, "step %lld", (long long)a->first);
-    if (a->n_steps > 1)
+    snprintf(steps, sizeof steps, "step %s", a->done);
+    if (a->n_left > 0 && a->n_steps > 1)
+        snprintf(steps, sizeof steps, "steps %s", a->done);
+    else if (a->n_steps > 1)
         snprintf(steps, sizeof steps, "%lld steps, %lld to %lld", (long long)a->n_steps,
             (long long)a->first, (long long)a->last);
     if (a->dir)

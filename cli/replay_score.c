@@ -4,6 +4,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 struct train_scorer {
     const char *verifier; /* NULL: the command */
@@ -14,6 +15,37 @@ struct train_scorer {
     pl_dataset *prompts;             /* sorted by key; NULL: not opened, or gone */
     const pl_log *log;
 };
+
+/* A program of that name; 1 too when there is no PATH to look in: the shell has one of its own. */
+static int is_in_path(const char *name)
+{
+    const char *at = getenv("PATH");
+    char path[4096];
+
+    if (!at)
+        return 1;
+    for (size_t n; n = strcspn(at, ":"), 1; at += n + 1) {
+        const int m = snprintf(path, sizeof path, "%.*s/%s", (int)n, at, name);
+        if (m > 0 && (size_t)m < sizeof path && access(path, X_OK) == 0)
+            return 1;
+        if (!at[n])
+            return 0;
+    }
+}
+
+pl_status train_reward_check(const char *what, pl_error *err)
+{
+    static const char letters[] =
+        "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.";
+    pl_error why = {0};
+
+    if (pl_reward_check(what, &why) == PL_OK || what[strspn(what, letters)] || is_in_path(what))
+        return PL_OK;
+    const char *known = strstr(why.msg, "known:");
+    return pl_fail(err, PL_E_USAGE,
+        "--reward '%.60s' is no program in PATH and no built-in verifier; %.200s", what,
+        known ? known : why.msg);
+}
 
 pl_status train_scorer_new(
     train_scorer **out, const char *what, const run_config *c, const pl_log *log, pl_error *err)

@@ -82,11 +82,32 @@ static pl_status check_record(
 /* Records do not tell it, all of a run are drawn alike. */
 static void set_temperature(const replay *r, const pl_rollouts *x)
 {
+    const replay_sitting *own = replay_sittings_find(&r->sittings, r->state.step + 1);
+    const run_config *c = own && !r->o->rollouts ? &own->config : &r->config;
+
     for (int i = 0; i < x->n; i++) {
         pl_response *s = (pl_response *)(uintptr_t)x->samples[i].response;
         if (s->temperature == 0)
-            s->temperature = (float)r->config.rollout.temperature;
+            s->temperature = (float)c->rollout.temperature;
     }
+}
+
+/* Without its rollouts a step cannot be trained; from a later checkpoint on others can. */
+static pl_status say_unread(const replay *r, pl_status st, pl_error *err)
+{
+    const int64_t step = r->state.step + 1;
+    const pl_error why = *err;
+    int64_t later = 0;
+
+    for (int64_t at = replay_checkpoint(r->o->run_dir, INT64_MAX); at >= step;
+         at = replay_checkpoint(r->o->run_dir, at - 1))
+        later = at;
+    if (st != PL_E_NOENT || later == 0)
+        return pl_wrap(err, st, "rollouts of step %lld", (long long)step);
+    return pl_fail(err, st,
+        "rollouts of step %lld: %.300s; --step %lld begins at the checkpoint of step %lld, behind "
+        "it",
+        (long long)step, why.msg, (long long)later + 1, (long long)later);
 }
 
 /* Records of the next step, in the order in which the run trained on them. */
@@ -99,7 +120,7 @@ static pl_status read_step(replay *r, pl_rollouts **out, pl_error *err)
     record_path(r, r->state.step + 1, path, sizeof path);
     pl_status st = pl_rollouts_read(&x, path, NULL, a->n_vocab, a->n_ctx, err);
     if (st != PL_OK)
-        return pl_wrap(err, st, "rollouts of step %lld", (long long)r->state.step + 1);
+        return say_unread(r, st, err);
     st = check_record(r, x, path, err);
     if (st != PL_OK) {
         pl_rollouts_free(x);
@@ -115,9 +136,15 @@ static pl_status read_step(replay *r, pl_rollouts **out, pl_error *err)
 static pl_status update(replay *r, pl_rollouts *x, pl_step_stats *stats, pl_error *err)
 {
     const int64_t step = r->state.step + 1;
+    const replay_sitting *s = r->o->rollouts ? NULL : replay_sittings_find(&r->sittings, step);
+    const run_config *c = s ? &s->config : &r->config;
 
-    const pl_status st = pl_trainer_step(r->trainer, step, x->samples, x->n_groups, x->group_size,
-        say_progress, stop_asked, r, stats, err);
+    pl_status st =
+        pl_trainer_set_options(r->trainer, &c->actor, c->trainer.total_training_steps, err);
+    if (st != PL_OK)
+        return st;
+    st = pl_trainer_step(r->trainer, step, x->samples, x->n_groups, x->group_size, say_progress,
+        stop_asked, r, stats, err);
     run_progress_clear(&r->report);
     if (st != PL_OK)
         return st;
@@ -190,6 +217,26 @@ static uint64_t hash_of(const run_config *c, const run_config *base, int but_for
     return h;
 }
 
+/* A key may have the value that one sitting had, and another sitting had not. */
+static pl_status find_changed_sitting(train *t, pl_error *err)
+{
+    replay_options plain = *t->o;
+    replay_sittings with = {0}, without = {0};
+
+    plain.n_overrides = 0;
+    pl_status st = replay_sittings_read(&with, t->o, err);
+    if (st == PL_OK)
+        st = replay_sittings_read(&without, &plain, err);
+    for (int i = 0; st == PL_OK && i < with.n && i < without.n; i++) {
+        const run_config *own = &without.list[i].config;
+        if (with.list[i].first > 0 && hash_of(&with.list[i].config, own, 0) != run_config_hash(own))
+            t->is_changed = 1;
+    }
+    replay_sittings_done(&with);
+    replay_sittings_done(&without);
+    return st;
+}
+
 /* Rollouts are recorded: keys of how they come about cannot be changed. */
 static pl_status find_changes(train *t, pl_error *err)
 {
@@ -213,7 +260,7 @@ static pl_status find_changes(train *t, pl_error *err)
     }
     free(base);
     free(c);
-    return st;
+    return st == PL_OK && o->n_overrides > 0 ? find_changed_sitting(t, err) : st;
 }
 
 /* ---- which steps ---- */
@@ -401,11 +448,16 @@ static pl_status find_off(train *t, const train_mark *mark, pl_error *err)
 
     if (mark && !t->o->rollouts) {
         pl_trainer_hash(t->r.trainer, h);
+        if (t->n_steps == 0 && memcmp(h, mark->before, sizeof h) != 0 && t->r.state.step == 0)
+            return pl_fail(err, PL_E_NUMERIC,
+                "'%s' is not the model that the run began with (its weights have another hash than "
+                "in the trace); say where that is with actor_rollout_ref.model.path=PATH",
+                t->r.config.rollout.model_path);
         if (t->n_steps == 0 && memcmp(h, mark->before, sizeof h) != 0)
             return pl_fail(err, PL_E_NUMERIC,
-                "the policy before step %lld is not the one that the trace names: another "
-                "actor_rollout_ref.model.path, or a checkpoint of another run",
-                (long long)t->r.state.step + 1);
+                "checkpoint '%s/checkpoints/global_step_%lld' is not this run's: its weights have "
+                "another hash than in the trace",
+                t->o->run_dir, (long long)t->r.state.step);
         t->is_off = t->is_changed && memcmp(h, mark->before, sizeof h) != 0;
     } else if (!t->o->rollouts) {
         t->is_off = t->is_changed && t->n_steps > 0;
@@ -518,7 +570,9 @@ pl_status replay_train_only(const replay_options *o, pl_error *err)
     if (!t)
         return pl_fail(err, PL_E_NOMEM, "no memory for a replay");
     t->o = o;
-    pl_status st = open_all(t, err);
+    pl_status st = o->reward ? train_reward_check(o->reward, err) : PL_OK;
+    if (st == PL_OK)
+        st = open_all(t, err);
     while (st == PL_OK && t->r.state.step < t->last) {
         st = train_one(t, err);
         if (st == PL_OK && cli_stop)
@@ -529,6 +583,11 @@ pl_status replay_train_only(const replay_options *o, pl_error *err)
         run_progress_clear(&t->r.report);
     if (st == PL_OK)
         conclude(t);
+    if (st == PL_OK && o->json)
+        replay_say_end(t->n_differ > 0            ? "different"
+                       : t->n_equal == t->n_steps ? "equal"
+                                                  : "uncompared",
+            "");
     close_all(t);
     free(t);
     return st;

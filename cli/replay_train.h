@@ -28,6 +28,8 @@ pl_status train_marks_check(
 /* ---- rewards given anew (replay_score.c) ---- */
 
 typedef struct train_scorer train_scorer;
+/* Before anything is opened: one bare word must be a verifier or a program.  Errors: PL_E_USAGE. */
+pl_status train_reward_check(const char *what, pl_error *err);
 /* what: a built-in verifier, or else a command line; with the limits of c->reward. */
 pl_status train_scorer_new(
     train_scorer **out, const char *what, const run_config *c, const pl_log *log, pl_error *err);

@@ -6,10 +6,14 @@
  * what is known of a prompt is known there too.  Only when something learned drafts is the policy
  * of a step needed: for the features, by one prefill, shared by all alternatives.
  *
+ * A step that was trained again is played each time it stands in the trace, as the engines of each
+ * sitting had it, and counts where it stands last.
+ *
  * Seconds: those of passes from the run's own, drawing as in the run, drafting as measured here,
  * brought to the run's pace where both drafted alike.  The same is predicted of the run's own way;
  * what it took beside that (rewards, say) is taken to be the same for all. */
 #include "cli/replay_parts.h"
+#include "cli/trace.h"
 #include "cli/whatif.h"
 #include "core/rng.h"
 
@@ -31,24 +35,33 @@ typedef struct whatif {
     whatif_alternative *list; /* [ALTERNATIVES] the first is the run's own way */
     pl_costs costs;
     whatif_recorded recorded;
-    int64_t first, last, done; /* steps that count; the last one that was played */
+    int64_t first, last; /* steps that are asked about; 0: all */
+    trace_rows rows;     /* where each step stands last */
+    int64_t i_next;      /* STEP record that comes next, from 0 */
     int n_trace_steps, n_played;
     uint32_t version; /* of the policy that the engines know */
     int has_version;
     uint32_t drafter; /* version when the step began: the step tells the one when it ended */
 } whatif;
 
+/* It stands last in the record that was read last. */
+static int is_last(const whatif *w, int64_t step)
+{
+    const trace_row *row = trace_rows_find(&w->rows, step);
+    return row && row->ordinal == w->i_next - 1;
+}
+
 static int counts(const whatif *w, int64_t step)
 {
-    return step >= w->first && (w->last == 0 || step <= w->last);
+    return is_last(w, step) && step >= w->first && (w->last == 0 || step <= w->last);
 }
 
 /* ---- the first reading: costs, and what the run counted ---- */
 
 static void count_step(whatif_recorded *r, const pl_trace_step *s)
 {
-    r->first_step = r->n_steps == 0 ? s->step : r->first_step;
-    r->last_step = s->step;
+    r->first_step = r->n_steps == 0 || s->step < r->first_step ? s->step : r->first_step;
+    r->last_step = s->step > r->last_step ? s->step : r->last_step;
     r->n_steps++;
     r->gen_s += s->gen_s;
     r->n_workers = s->n_workers > r->n_workers ? s->n_workers : r->n_workers;
@@ -70,12 +83,12 @@ static pl_status survey_step(void *ctx, const pl_trace_step *s, pl_error *err)
 {
     whatif *w = ctx;
 
-    if (s->step <= w->done || (w->last > 0 && s->step > w->last))
-        return PL_OK; /* trained twice, or later */
+    w->i_next++;
+    if (w->last > 0 && s->step > w->last)
+        return PL_OK;
     if (s->n_workers < 1 || s->n_workers > WORKERS)
         return pl_fail(
             err, PL_E_FORMAT, "trace: step %lld of %d workers", (long long)s->step, s->n_workers);
-    w->done = s->step;
     w->n_trace_steps++;
     for (int i = 0; i < s->n_costs; i++)
         pl_costs_add(&w->costs, s->costs[i].rows, (double)s->costs[i].n, s->costs[i].seconds);
@@ -89,7 +102,9 @@ static pl_status survey(whatif *w, pl_error *err)
     const pl_trace_visitor v = {.ctx = w, .step = survey_step};
     pl_trace_report report;
 
-    const pl_status st = pl_trace_read(w->o->run_dir, &v, &report, err);
+    pl_status st = trace_rows_read(&w->rows, w->o->run_dir, err);
+    if (st == PL_OK)
+        st = pl_trace_read(w->o->run_dir, &v, &report, err);
     if (st != PL_OK)
         return st;
     if (w->recorded.n_steps == 0)
@@ -260,6 +275,11 @@ static pl_status make_features(
     pl_step_stats stats;
     pl_status st = PL_OK;
 
+    if (w->r.state.step > s->step - 1)
+        return pl_fail(err, PL_E_TIMEOUT,
+            "step %lld is trained again just now, behind step %lld: ask when the run is past that, "
+            "or for one step (--step)",
+            (long long)s->step, (long long)w->r.state.step);
     while (w->r.state.step < s->step - 1 && st == PL_OK)
         st = replay_train_step(&w->r, &stats, NULL, err);
     if (st != PL_OK)
@@ -374,7 +394,8 @@ static pl_status play_step(void *ctx, const pl_trace_step *s, pl_error *err)
     whatif_batch b = {0};
     char detail[64];
 
-    if (s->step <= w->done || (w->last > 0 && s->step > w->last))
+    w->i_next++;
+    if (w->last > 0 && s->step > w->last)
         return PL_OK;
     pl_status st = cli_stop ? pl_fail(err, PL_E_STOPPED, "stopped by a signal") : PL_OK;
     if (st == PL_OK)
@@ -392,7 +413,6 @@ static pl_status play_step(void *ctx, const pl_trace_step *s, pl_error *err)
     w->version = s->policy_version;
     w->has_version = 1;
     w->drafter = s->drafter_version;
-    w->done = s->step;
     w->n_played++;
     whatif_features_done(&f);
     free(b.samples);
@@ -520,7 +540,10 @@ static pl_status run_whatif(whatif *w, pl_error *err)
     const pl_trace_visitor v = {.ctx = w, .run = begin_sitting, .step = play_step};
     const replay_options *o = w->o;
     pl_trace_report report;
+    char beyond[320];
 
+    if (trace_beyond(o->run_dir, beyond, sizeof beyond))
+        fprintf(stderr, "paceline: %s\n", beyond);
     w->plain = *o;
     w->plain.controller = NULL;
     w->first = w->last = o->step;
@@ -533,7 +556,7 @@ static pl_status run_whatif(whatif *w, pl_error *err)
         st = survey(w, err);
     if (st == PL_OK)
         st = open_run(w, err);
-    w->done = 0;
+    w->i_next = 0;
     if (st == PL_OK)
         st = pl_trace_read(o->run_dir, &v, &report, err);
     if (st != PL_OK)
@@ -553,6 +576,7 @@ pl_status replay_what_if(const replay_options *o, pl_error *err)
     for (int i = 0; w->list && i < w->n; i++)
         whatif_alternative_done(&w->list[i]);
     free(w->list);
+    trace_rows_done(&w->rows);
     run_data_close(&w->data);
     if (w->has_replay)
         replay_close(&w->r);

@@ -404,7 +404,9 @@ static pl_status trace(run *r, const pl_step_stats *u, double seconds, pl_error 
         .step_s = seconds};
 
     pl_trainer_hash(r->trainer, x.after);
-    return run_watch_trace(r->watch, &x, &r->batch, err);
+    const pl_status st = run_watch_trace(r->watch, &x, &r->batch, err);
+    memcpy(r->state.trace, r->batch.trace.b, sizeof r->state.trace);
+    return st;
 }
 
 static pl_status run_step(run *r, pl_error *err)

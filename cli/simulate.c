@@ -2,6 +2,7 @@
  * workers, thresholds or more prompts. */
 #include "cli/simulate.h"
 #include "cli/cli.h"
+#include "cli/trace.h"
 #include "core/json.h"
 
 #include <inttypes.h>
@@ -23,7 +24,7 @@ typedef struct simulation {
     const simulate_options *o;
     simulate_run run, costs;
     pl_sim_options sim;
-    int is_as_recorded; /* the same shape: recorded seconds can be compared */
+    int is_as_recorded; /* the same shape: rows a round can be the recorded ones */
     simulate_sum sum;
 } simulation;
 
@@ -113,41 +114,63 @@ static pl_status set_options(simulation *s, pl_error *err)
     s->sim.slowdown = o->slowdown;
     s->sim.pace = o->pace;
     s->is_as_recorded = s->sim.n_workers == s->run.o.n_workers && o->scale == 1 &&
-                        o->acceptance == 1 && s->sim.max_num_seqs == s->run.o.max_num_seqs;
+                        (o->acceptance == 1 || s->run.costs.n_drafted == 0) &&
+                        s->sim.max_num_seqs == s->run.o.max_num_seqs;
     const pl_status st = parse_controller(s, err);
     return st == PL_OK ? set_threads(s, err) : st;
 }
 
 /* ---- what comes of it ---- */
 
-static void print_row(const char *name, const pl_sim_result *r, int with_recorded)
+static void print_row(const char *name, const pl_sim_result *r)
 {
     const double all_s = r->gen_s * r->n_workers;
     printf("%8s %9d %11" PRId64 " %9.2f %9.2f %11.1f %6.1f %10.1f %8" PRId64 " %8.2f %11.0f", name,
         r->n_samples, r->n_tokens, r->step_s, r->gen_s, r->idle_s,
         all_s > 0 ? 100 * r->idle_s / all_s : 0, r->session_s, r->n_drafter_steps, r->tail_s,
         r->gen_s > 0 ? (double)r->n_tokens / r->gen_s : 0);
-    if (with_recorded)
-        printf(" %9.2f %7.3f", r->recorded_step_s,
-            r->recorded_step_s > 0 ? r->step_s / r->recorded_step_s : 0);
-    printf("\n");
+    printf(" %9.2f %7.3f\n", r->recorded_step_s,
+        r->recorded_step_s > 0 ? r->step_s / r->recorded_step_s : 0);
+}
+
+/* What was asked for by factors, and when that is nothing. */
+static void print_factors(const simulation *s)
+{
+    const simulate_options *o = s->o;
+
+    if (o->acceptance != 1)
+        printf("acceptance x %g%s\n", o->acceptance,
+            s->run.costs.n_drafted == 0 ? ": changes nothing, the run drafted nothing"
+            : s->sim.rows == PL_SIM_OFF ? ": changes nothing without drafts"
+                                        : "");
+    if (s->sim.pace != 1)
+        printf("a pass takes %g times as long as recorded\n", s->sim.pace);
+    if (o->slowdown != 1)
+        printf("and %g times as long while a session runs\n", o->slowdown);
+    printf("recorded: step s of the run as it was; ratio: simulated to recorded%s\n",
+        s->is_as_recorded && s->sim.pace == 1 && o->slowdown == 1 &&
+                s->sim.rows == PL_SIM_RECORDED && !o->cost_from
+            ? ", 1 when the simulation is right"
+            : ", by what was asked for");
 }
 
 static void print_heading(const simulation *s)
 {
     static const char *const rows[] = {"as recorded", "by the controller", "fixed", "none"};
-    printf("%s: %d steps, recorded with %d worker%s; simulated: %d worker%s of %d samples, prompts "
-           "x %d, drafts %s,\nthreshold %u, sessions from %d idle on, costs of %s (passes of up to "
-           "%.0f rows; more is a "
-           "guess)\n",
-        s->run.dir, s->run.n, s->run.o.n_workers, s->run.o.n_workers == 1 ? "" : "s",
-        s->sim.n_workers, s->sim.n_workers == 1 ? "" : "s", s->sim.max_num_seqs, s->sim.scale,
-        rows[s->sim.rows], s->sim.consolidate_below, s->sim.spot_min_idle,
-        s->o->cost_from ? s->o->cost_from : "this run",
+    printf(
+        "%s: %d step%s, recorded with %d worker%s; simulated: %d worker%s of %d samples, prompts "
+        "x %d, drafts %s,\nthreshold %u, sessions from %d idle on, costs of %s (passes of up to "
+        "%.0f rows; more is a "
+        "guess)\n",
+        s->run.dir, s->run.n, trace_s(s->run.n), s->run.o.n_workers,
+        s->run.o.n_workers == 1 ? "" : "s", s->sim.n_workers, s->sim.n_workers == 1 ? "" : "s",
+        s->sim.max_num_seqs, s->sim.scale, rows[s->sim.rows], s->sim.consolidate_below,
+        s->sim.spot_min_idle, s->o->cost_from ? s->o->cost_from : "this run",
         pl_costs_most(s->o->cost_from ? &s->costs.costs.pass : &s->run.costs.pass));
-    printf("%8s %9s %11s %9s %9s %11s %6s %10s %8s %8s %11s%s\n", "step", "samples", "tokens",
+    print_factors(s);
+    printf("%8s %9s %11s %9s %9s %11s %6s %10s %8s %8s %11s %9s %7s\n", "step", "samples", "tokens",
         "step s", "gen s", "idle s", "idle %", "session s", "drafter", "tail s", "tokens/s",
-        s->is_as_recorded ? "  recorded   ratio" : "");
+        "recorded", "ratio");
 }
 
 static void print_strip(const char *name, const float *share)
@@ -201,9 +224,12 @@ static pl_status print_json(
         {"tokens_per_s", r->gen_s > 0 ? (double)r->n_tokens / r->gen_s : 0}};
     for (size_t i = 0; i < sizeof figures / sizeof *figures; i++)
         json_number(&j, figures[i].key, figures[i].value);
-    if (s->is_as_recorded) {
-        json_number(&j, "recorded_step_s", r->recorded_step_s);
-        json_number(&j, "recorded_gen_s", r->recorded_gen_s);
+    json_number(&j, "recorded_step_s", r->recorded_step_s);
+    json_number(&j, "recorded_gen_s", r->recorded_gen_s);
+    if (step < 0) {
+        json_number(&j, "acceptance", s->o->acceptance);
+        json_number(&j, "pace", s->sim.pace);
+        json_number(&j, "slowdown", s->o->slowdown);
     }
     json_strip(&j, "busy", r->busy);
     json_strip(&j, "training", r->training);
@@ -226,7 +252,7 @@ static pl_status on_result(
     if (s->o->json)
         return print_json(s, step->step, r, 0, err);
     snprintf(name, sizeof name, "%lld", (long long)step->step);
-    print_row(name, r, s->is_as_recorded);
+    print_row(name, r);
     return cli_flush(err);
 }
 
@@ -237,7 +263,7 @@ static pl_status print_sum(const simulation *s, double wall_s, pl_error *err)
         return st == PL_OK ? cli_flush(err) : st;
     }
     if (s->sum.n > 1)
-        print_row("all", &s->sum.r, s->is_as_recorded);
+        print_row("all", &s->sum.r);
     printf("\nshare of the workers over a rollout, '%s' from none to all:\n", shades + 1);
     print_strip("busy", s->sum.r.busy);
     if (s->sum.r.session_s > 0)
@@ -251,11 +277,17 @@ static pl_status print_sum(const simulation *s, double wall_s, pl_error *err)
 static pl_status simulate(simulation *s, const char *dir, pl_error *err)
 {
     const simulate_options *o = s->o;
+    char beyond[320], there[64];
     int64_t first, last;
     const simulate_run *costs = o->cost_from ? &s->costs : &s->run;
     pl_status st = parse_steps(o->steps, &first, &last, err);
     if (st == PL_OK)
         st = simulate_open(&s->run, dir, first, last, err);
+    if (st == PL_OK && o->steps && (first < s->run.first_step || last > s->run.last_step))
+        st = pl_fail(err, PL_E_NOENT, "--steps %s: the trace has %s", o->steps,
+            trace_steps(there, s->run.first_step, s->run.last_step));
+    if (st == PL_OK && trace_beyond(dir, beyond, sizeof beyond))
+        fprintf(stderr, "paceline: %s\n", beyond);
     if (st == PL_OK && o->cost_from)
         st = simulate_open(&s->costs, o->cost_from, 0, INT64_MAX, err);
     if (st == PL_OK)

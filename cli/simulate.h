@@ -5,16 +5,23 @@
 
 #include "rollout/simulate.h"
 
+/* A STEP record. */
+typedef struct simulate_record {
+    int64_t step;
+    int counts; /* it is looked at, and no later one is of that step */
+} simulate_record;
+
 /* A run's trace and what else it says of its shape. */
 typedef struct simulate_run {
-    const char *dir;        /* borrowed */
-    int64_t first, last;    /* steps that are looked at */
-    pl_sim_options o;       /* as the run was */
-    int n_threads;          /* of a worker; 0: the run does not say */
-    int64_t *steps;         /* [n_records] numbers of the STEP records in order */
-    int n_records, room, n; /* n: steps that count */
-    pl_sim_costs costs;     /* of these steps, not yet settled */
-    int can_fit;            /* some pass was measured */
+    const char *dir;               /* borrowed */
+    int64_t first, last;           /* steps that are looked at */
+    pl_sim_options o;              /* as the run was */
+    int n_threads;                 /* of a worker; 0: the run does not say */
+    simulate_record *steps;        /* [n_records] in order */
+    int n_records, room, n;        /* n: steps that count */
+    int64_t first_step, last_step; /* that the trace has */
+    pl_sim_costs costs;            /* of these steps, not yet settled */
+    int can_fit;                   /* some pass was measured */
 } simulate_run;
 
 /* Read steps first..last of RUN/trace (0, INT64_MAX: all) and fit the costs.  Errors: those of

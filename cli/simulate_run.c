@@ -2,6 +2,7 @@
  */
 #include "cli/run.h"
 #include "cli/simulate.h"
+#include "cli/trace.h"
 
 #include <jansson.h>
 #include <stdlib.h>
@@ -70,13 +71,13 @@ static pl_status on_step(void *ctx, const pl_trace_step *s, pl_error *err)
     simulate_run *r = ctx;
     if (r->n_records == r->room) {
         const int room = r->room ? 2 * r->room : 64;
-        int64_t *steps = realloc(r->steps, (size_t)room * sizeof *steps);
+        simulate_record *steps = realloc(r->steps, (size_t)room * sizeof *steps);
         if (!steps)
             return pl_fail(err, PL_E_NOMEM, "no memory for %d steps", room);
         r->steps = steps;
         r->room = room;
     }
-    r->steps[r->n_records++] = s->step;
+    r->steps[r->n_records++] = (simulate_record){.step = s->step};
     if (!is_wanted(r, s->step))
         return PL_OK;
     pl_sim_costs_add(&r->costs, s);
@@ -86,13 +87,45 @@ static pl_status on_step(void *ctx, const pl_trace_step *s, pl_error *err)
     return PL_OK;
 }
 
-/* A step that stands twice counts as it stands last. */
-static int counts(const simulate_run *r, int i)
+static int by_step(const void *a, const void *b)
 {
-    for (int k = i + 1; k < r->n_records; k++)
-        if (r->steps[k] == r->steps[i])
-            return 0;
-    return is_wanted(r, r->steps[i]);
+    const simulate_record *const *x = a, *const *y = b;
+
+    if ((*x)->step != (*y)->step)
+        return (*x)->step < (*y)->step ? -1 : 1;
+    return *x < *y ? -1 : *x > *y; /* as they stand */
+}
+
+/* A step that stands twice counts as it stands last. */
+static pl_status mark_counted(simulate_run *r, pl_error *err)
+{
+    const size_t n = (size_t)r->n_records;
+    simulate_record **sorted = malloc((n + 1) * sizeof(simulate_record *));
+
+    if (!sorted)
+        return pl_fail(err, PL_E_NOMEM, "no memory for %zu steps", n);
+    for (size_t i = 0; i < n; i++)
+        sorted[i] = &r->steps[i];
+    qsort(sorted, n, sizeof(simulate_record *), by_step);
+    for (size_t i = 0; i < n; i++) {
+        const int is_last = i + 1 == n || sorted[i + 1]->step != sorted[i]->step;
+        sorted[i]->counts = is_last && is_wanted(r, sorted[i]->step);
+        r->n += sorted[i]->counts;
+    }
+    r->first_step = n > 0 ? sorted[0]->step : 0;
+    r->last_step = n > 0 ? sorted[n - 1]->step : 0;
+    free(sorted);
+    return PL_OK;
+}
+
+static pl_status has_no_step(const simulate_run *r, pl_error *err)
+{
+    char wanted[64], there[64];
+
+    if (r->n_records == 0)
+        return pl_fail(err, PL_E_NOENT, "the trace of '%s' has no step yet", r->dir);
+    return pl_fail(err, PL_E_NOENT, "'%s': no %s: the trace has %s", r->dir,
+        trace_steps(wanted, r->first, r->last), trace_steps(there, r->first_step, r->last_step));
 }
 
 static double number_of(const json_t *line, const char *key)
@@ -136,14 +169,12 @@ pl_status simulate_open(
     r->last = last;
     pl_sim_defaults(&r->o);
     pl_status st = pl_trace_read(dir, &v, &report, err);
+    if (st == PL_OK)
+        st = mark_counted(r, err);
+    if (st == PL_OK && r->n == 0)
+        st = has_no_step(r, err);
     if (st != PL_OK)
         return st;
-    for (int i = 0; i < r->n_records; i++)
-        r->n += counts(r, i);
-    if (r->n == 0)
-        return pl_fail(err, PL_E_NOENT, "'%s': the trace has no step %lld to %lld; %s", dir,
-            (long long)first, (long long)last,
-            report.n_steps ? "it has others: --steps A-B names them" : "it has none yet");
     if (r->o.max_rows < r->o.max_num_seqs)
         r->o.max_rows = r->o.max_num_seqs;
     r->o.optimizer_step_s = read_optimizer_step(r);
@@ -173,7 +204,7 @@ static pl_status simulate_one(void *ctx, const pl_trace_step *s, pl_error *err)
     pl_sim_result result;
     if (cli_stop)
         return pl_fail(err, PL_E_STOPPED, "stopped");
-    if (w->i >= w->r->n_records || !counts(w->r, w->i++))
+    if (w->i >= w->r->n_records || !w->r->steps[w->i++].counts || !is_wanted(w->r, s->step))
         return PL_OK; /* what was written meanwhile too */
     const pl_status st = pl_sim_step(w->sim, s, &result, err);
     return st == PL_OK ? w->visit(w->ctx, s, &result, err) : st;

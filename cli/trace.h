@@ -60,6 +60,30 @@ void trace_json_int(pl_json *j, const char *key, int64_t v); /* key with its quo
 const char *trace_finish_name(pl_finish f);                  /* "stop" */
 const char *trace_source_name(uint8_t source);               /* "suffix" */
 
+static inline const char *trace_s(int64_t n) /* of a plural */
+{
+    return n == 1 ? "" : "s";
+}
+
+/* "step 3", or "steps 1 to 4", in out. */
+const char *trace_steps(char out[64], int64_t first, int64_t last);
+
+/* ---- the ledger (trace_ledger.c) ---- */
+
+typedef struct trace_ledger {
+    int is_contrary; /* it knows what the trace lacks: in cut */
+    int is_unknown;  /* the run has a ledger, and not all of it could be compared */
+    char cut[256];
+    char said[256]; /* always: whether the two were compared, and why not */
+} trace_ledger;
+
+/* Read a trace, and compare it with the ledger of its run when path is no file alone.  PL_OK for
+ * damaged traces too.  Errors: PL_E_NOENT, PL_E_IO, PL_E_NOMEM of the trace. */
+pl_status trace_check(const char *path, pl_trace_report *r, trace_ledger *out, pl_error *err);
+/* For those who use a trace: 1 and one line in out [size] when the run's ledger knows more than the
+ * trace has; 0 and "" when it does not, or cannot be asked. */
+int trace_beyond(const char *path, char *out, size_t size);
+
 /* The verbs.  *exit_code is for results that are no errors: 65 damaged, 1 different. */
 pl_status trace_verify(const trace_options *o, int *exit_code, pl_error *err);
 pl_status trace_cat(const trace_options *o, int *exit_code, pl_error *err);

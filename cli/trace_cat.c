@@ -17,6 +17,9 @@ typedef struct printer {
     pl_json line;
     const trace_rows *rows; /* of export: which of the steps of one number counts */
     int64_t ordinal;
+    int64_t n_shown;     /* steps */
+    int64_t first, last; /* steps that there are; 0: none */
+    int64_t first_uid, last_uid;
 } printer;
 
 static pl_status print_line(printer *p, pl_error *err)
@@ -46,6 +49,37 @@ static int is_wanted_sample(const trace_options *o, const pl_trace_sample *a)
 static double acceptance(const pl_trace_sample *a)
 {
     return a->steps > 0 ? 1 + (double)a->accepted / a->steps : 0;
+}
+
+static void note_step(printer *p, const pl_trace_step *s)
+{
+    const int64_t last_uid = s->first_uid + (int64_t)s->n_groups * s->n - 1;
+
+    p->first_uid = p->first == 0 || s->first_uid < p->first_uid ? s->first_uid : p->first_uid;
+    p->last_uid = p->first == 0 || last_uid > p->last_uid ? last_uid : p->last_uid;
+    p->first = p->first == 0 || s->step < p->first ? s->step : p->first;
+    p->last = s->step > p->last ? s->step : p->last;
+}
+
+/* What was asked for is not there. */
+static pl_status check_shown(const printer *p, pl_error *err)
+{
+    const trace_options *o = p->o;
+    char steps[64];
+
+    if (p->n_shown > 0 || (o->step == 0 && o->sample < 0))
+        return PL_OK;
+    if (p->first == 0)
+        return pl_fail(err, PL_E_NOENT, "the trace of '%s' has no step yet", o->path);
+    if (o->step > 0 && (o->step < p->first || o->step > p->last))
+        return pl_fail(err, PL_E_NOENT, "no step %" PRId64 ": the trace has %s", o->step,
+            trace_steps(steps, p->first, p->last));
+    if (o->sample < p->first_uid || o->sample > p->last_uid)
+        return pl_fail(err, PL_E_NOENT,
+            "no sample %" PRId64 ": the trace has samples %" PRId64 " to %" PRId64, o->sample,
+            p->first_uid, p->last_uid);
+    return pl_fail(
+        err, PL_E_NOENT, "sample %" PRId64 " is not of step %" PRId64, o->sample, o->step);
 }
 
 /* ---- JSON ---- */
@@ -281,8 +315,10 @@ static pl_status cat_step(void *ctx, const pl_trace_step *s, pl_error *err)
     printer *p = ctx;
     pl_status st = PL_OK;
 
+    note_step(p, s);
     if (!is_wanted(p->o, s))
         return PL_OK;
+    p->n_shown++;
     if (p->o->json) {
         step_json(&p->line, s);
         st = print_line(p, err);
@@ -310,8 +346,10 @@ pl_status trace_cat(const trace_options *o, int *exit_code, pl_error *err)
     pl_trace_report r;
 
     (void)exit_code;
-    const pl_status st = pl_trace_read(o->path, &v, &r, err);
+    pl_status st = pl_trace_read(o->path, &v, &r, err);
     pl_json_done(&p.line);
+    if (st == PL_OK)
+        st = check_shown(&p, err);
     if (st == PL_OK && !o->json && o->step == 0 && o->sample < 0) {
         if (r.state == PL_TRACE_COMPLETE)
             printf("END after step %" PRId64 "\n", r.step);
@@ -343,8 +381,10 @@ static pl_status export_step(void *ctx, const pl_trace_step *s, pl_error *err)
     const trace_row *row = trace_rows_find(p->rows, s->step);
     pl_status st = PL_OK;
 
+    note_step(p, s);
     if (p->ordinal++ != (row ? row->ordinal : -1) || !is_wanted(p->o, s))
         return PL_OK;
+    p->n_shown++;
     for (int64_t i = 0; i < (int64_t)s->n_groups * s->n && st == PL_OK; i++) {
         if (!is_wanted_sample(p->o, &s->samples[i]))
             continue;
@@ -365,6 +405,8 @@ pl_status trace_export(const trace_options *o, int *exit_code, pl_error *err)
     if (st == PL_OK)
         st = pl_trace_read(o->path, &v, NULL, err);
     pl_json_done(&p.line);
+    if (st == PL_OK)
+        st = check_shown(&p, err);
     trace_rows_done(&rows);
     return st;
 }

@@ -119,18 +119,31 @@ static int shape_differs(pair p, difference *d)
     return 0;
 }
 
+/* A number that differs, behind what d->what says already. */
+static void add_number(difference *d, const char *name, double a, double b)
+{
+    const size_t n = strlen(d->what);
+
+    if (memcmp(&a, &b, sizeof a) != 0)
+        (void)snprintf(d->what + n, sizeof d->what - n, "%s %s %.9g in A, %.9g in B",
+            n == 0 ? "sampled in another way:" : ",", name, a, b);
+}
+
 static int sampling_differs(const pl_sampling *a, const pl_sampling *b, difference *d)
 {
-    if (a->max_tokens == b->max_tokens && a->temperature == b->temperature &&
-        a->top_p == b->top_p && a->min_p == b->min_p && a->top_k == b->top_k &&
-        a->noise_key == b->noise_key && a->purpose == b->purpose && a->ignore_eos == b->ignore_eos)
-        return 0;
-    (void)snprintf(d->what, sizeof d->what,
-        "sampled in another way: temperature %g and %g, noise key %016" PRIx64 " and %016" PRIx64
-        ", at most %" PRIu32 " and %" PRIu32 " tokens",
-        (double)a->temperature, (double)b->temperature, a->noise_key, b->noise_key, a->max_tokens,
-        b->max_tokens);
-    return 1;
+    add_number(d, "temperature", (double)a->temperature, (double)b->temperature);
+    add_number(d, "top_p", (double)a->top_p, (double)b->top_p);
+    add_number(d, "min_p", (double)a->min_p, (double)b->min_p);
+    add_number(d, "top_k", a->top_k, b->top_k);
+    add_number(d, "max_tokens", a->max_tokens, b->max_tokens);
+    add_number(d, "purpose", a->purpose, b->purpose);
+    add_number(d, "ignore_eos", a->ignore_eos, b->ignore_eos);
+    const size_t n = strlen(d->what);
+    if (a->noise_key != b->noise_key)
+        (void)snprintf(d->what + n, sizeof d->what - n,
+            "%s noise key (of the seed) %016" PRIx64 " in A, %016" PRIx64 " in B",
+            n == 0 ? "sampled in another way:" : ",", a->noise_key, b->noise_key);
+    return d->what[0] != '\0';
 }
 
 /* What differs in a step whose rows do. */
@@ -272,7 +285,7 @@ static pl_status compare(
     if (d.step > 0)
         print_difference(&d);
     else
-        printf("the same: %zu steps\n", a->n);
+        printf("the same: %zu step%s\n", a->n, trace_s((int64_t)a->n));
     return PL_OK;
 }
 

@@ -4,6 +4,8 @@
 #include "core/file.h"
 #include "model/draft.h"
 
+#include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -68,6 +70,15 @@ const char *trace_source_name(uint8_t source)
     return source == PL_SOURCE_SUFFIX    ? "suffix"
            : source == PL_SOURCE_LEARNED ? "learned"
                                          : "target";
+}
+
+const char *trace_steps(char out[64], int64_t first, int64_t last)
+{
+    if (first == last)
+        (void)snprintf(out, 64, "step %" PRId64, first);
+    else
+        (void)snprintf(out, 64, "steps %" PRId64 " to %" PRId64, first, last);
+    return out;
 }
 
 /* ---- rows ---- */

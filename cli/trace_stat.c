@@ -130,6 +130,9 @@ pl_status trace_stat(const trace_options *o, int *exit_code, pl_error *err)
     char name[256];
 
     (void)exit_code;
+    char beyond[320];
+    if (trace_beyond(o->path, beyond, sizeof beyond))
+        fprintf(stderr, "paceline: %s\n", beyond);
     pl_status st = trace_rows_read(&t, o->path, err);
     const pl_trace_report *r = &t.report;
     for (size_t i = 0; i < t.n; i++) {
@@ -140,10 +143,10 @@ pl_status trace_stat(const trace_options *o, int *exit_code, pl_error *err)
     if (st == PL_OK && o->json) {
         st = print_json(&t, err);
     } else if (st == PL_OK) {
-        printf("%s: %s; %" PRId64 " sitting%s, %" PRIu64 " bytes in %" PRIu64 " blocks\n",
+        printf("%s: %s; %" PRId64 " sitting%s, %" PRIu64 " bytes in %" PRIu64 " block%s\n",
             trace_clean(name, sizeof name, o->path),
-            r->state == PL_TRACE_COMPLETE ? "complete" : r->what, r->n_runs,
-            r->n_runs == 1 ? "" : "s", r->journal.n_bytes, r->journal.n_blocks);
+            r->state == PL_TRACE_COMPLETE ? "complete" : r->what, r->n_runs, trace_s(r->n_runs),
+            r->journal.n_bytes, r->journal.n_blocks, trace_s((int64_t)r->journal.n_blocks));
         print_table(&t, &sum);
     }
     trace_rows_done(&t);

@@ -65,6 +65,7 @@ typedef struct pl_journal_report {
     uint64_t n_bytes;             /* superblock and whole blocks */
     uint64_t torn_bytes;          /* behind them; 0 unless torn */
     uint64_t bad_offset, bad_seq;
+    const char *why; /* damaged in its bytes: in words, static; else NULL */
     unsigned char run_uid[16];
     unsigned char head[PL_HASH_BYTES]; /* hash of the last whole block, or of the superblock */
     int is_new;                        /* open made the file, or made it anew: see is_remade */

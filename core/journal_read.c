@@ -97,6 +97,7 @@ static pl_status damaged(reader *r, const char *what, pl_error *err)
     report->state = PL_JOURNAL_DAMAGED;
     report->bad_offset = report->n_bytes;
     report->bad_seq = report->n_blocks;
+    report->why = what;
     return pl_fail(err, PL_E_FORMAT,
         "journal '%s': block %" PRIu64 " at byte %" PRIu64
         " is damaged: %s; put a good copy of the file in its place, or move it away to start anew",
@@ -106,6 +107,7 @@ static pl_status damaged(reader *r, const char *what, pl_error *err)
 static pl_status damaged_super(reader *r, const char *magic, const char *what, pl_error *err)
 {
     r->report->state = PL_JOURNAL_DAMAGED;
+    r->report->why = what;
     return pl_fail(err, PL_E_FORMAT,
         "journal '%s': byte 0, the superblock of kind %s: %s; give the right file, or move "
         "this one away to start anew",

@@ -124,7 +124,7 @@ typedef struct pl_trace_report {
         n_tokens;       /* steps and samples that stand twice count twice */
     int64_t n_repeated; /* steps that were trained again, with the same samples */
     pl_journal_report journal;
-    char what[512]; /* DAMAGED: what and where; OPEN: at which step, and what was torn */
+    char what[512]; /* DAMAGED: what, the place is in journal; OPEN: at which step, what was torn */
 } pl_trace_report;
 
 /* Receives what is read, in order; pointers live during the call.  A status other than PL_OK ends

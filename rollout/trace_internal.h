@@ -154,7 +154,7 @@ typedef struct trace_walk {
     uint64_t first_seq; /* block where they begin */
     int has_run, has_end, in_step;
     int visitor_failed; /* its error is in why */
-    pl_error why;
+    pl_error why;       /* of a visitor, or of the record that was refused, without its place */
 } trace_walk;
 
 pl_status trace_walk_record(void *walk, const pl_journal_record *r, pl_error *err);

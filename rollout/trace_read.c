@@ -41,6 +41,11 @@ static pl_status walk(trace_walk *w, const char *path, pl_error *err)
     if (st == PL_OK)
         st = pl_journal_read(file, TRACE_MAGIC, trace_walk_record, w, &w->report->journal, &own);
     st = trace_walk_end(w, st, &own);
+    if (w->report->state == PL_TRACE_DAMAGED) /* what a reader of it can do is not what its writer
+                                                 can */
+        pl_error_set(&own, PL_E_FORMAT,
+            "trace '%s': damaged at block %" PRIu64 ", byte %" PRIu64 ": %s", file,
+            w->report->journal.bad_seq, w->report->journal.bad_offset, w->report->what);
     if (st != PL_OK && err)
         *err = own;
     return st;

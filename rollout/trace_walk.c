@@ -183,9 +183,8 @@ static pl_status take_part(trace_walk *w, const pl_journal_record *r, pl_error *
     return PL_OK;
 }
 
-pl_status trace_walk_record(void *walk, const pl_journal_record *r, pl_error *err)
+static pl_status take_record(trace_walk *w, const pl_journal_record *r, pl_error *err)
 {
-    trace_walk *w = walk;
     const unsigned char *data = r->data;
     size_t n = r->n;
 
@@ -220,6 +219,16 @@ pl_status trace_walk_record(void *walk, const pl_journal_record *r, pl_error *er
         "a critical record that this version does not know: a newer paceline may read it");
 }
 
+pl_status trace_walk_record(void *walk, const pl_journal_record *r, pl_error *err)
+{
+    trace_walk *w = walk;
+    const pl_status st = take_record(w, r, err);
+
+    if (st != PL_OK && !w->visitor_failed && err)
+        w->why = *err;
+    return st;
+}
+
 /* ---- the end ---- */
 
 /* What an open trace lacks, in words. */
@@ -228,6 +237,10 @@ static void describe_open(const trace_walk *w, char *out, size_t room)
     const pl_journal_report *j = &w->report->journal;
     char sitting[64] = "", part[96] = "", torn[128] = "";
 
+    if (j->n_bytes == 0 && j->torn_bytes == 0) {
+        (void)snprintf(out, room, "empty");
+        return;
+    }
     if (w->prev != w->report->step)
         (void)snprintf(
             sitting, sizeof sitting, " (its last sitting is at step %" PRId64 ")", w->prev);
@@ -251,7 +264,10 @@ pl_status trace_walk_end(trace_walk *w, pl_status st, pl_error *err)
     if (w->visitor_failed)
         *err = w->why;
     if (st != PL_OK)
-        (void)snprintf(report->what, sizeof report->what, "%s", err->msg);
+        (void)snprintf(report->what, sizeof report->what, "%s",
+            j->why                                   ? j->why
+            : st == PL_E_FORMAT && w->why.code == st ? w->why.msg
+                                                     : err->msg);
     if (st == PL_E_FORMAT && !w->visitor_failed) {
         report->state = PL_TRACE_DAMAGED;
         if (j->state != PL_JOURNAL_DAMAGED) { /* its records are wrong, not its bytes */

@@ -78,6 +78,7 @@ struct pl_trainer {
     pl_model *ref; /* the initial policy, only with use_kl_loss */
     pl_train *ref_train;
     int budget, ref_budget; /* packed rows of one micro-batch */
+    int room;               /* budget that there is memory for */
 
     int32_t *tokens;      /* [budget] of the micro-batch */
     pl_train_seq *batch;  /* [budget / 32] */

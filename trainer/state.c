@@ -111,6 +111,8 @@ static void put_int(pl_json *j, const char *key, int64_t v)
 
 static void put_state(pl_json *j, const checkpoint_state *s)
 {
+    char hex[4];
+
     put_int(j, "{\n\"version\":", STATE_VERSION);
     pl_json_text(j, ",\n\"numeric_class\":\"" PL_NUMERIC_CLASS "\"");
     put_int(j, ",\n\"step\":", s->run.step);
@@ -120,6 +122,11 @@ static void put_state(pl_json *j, const checkpoint_state *s)
     put_int(j, ",\n\"optimizer_updates\":", s->n_updates);
     pl_json_text(j, ",\n\"config_hash\":");
     put_hex(j, s->run.config_hash);
+    pl_json_text(j, ",\n\"trace_head\":\"");
+    for (size_t i = 0; i < sizeof s->run.trace; i++)
+        if (snprintf(hex, sizeof hex, "%02x", s->run.trace[i]) == 2)
+            pl_json_text(j, hex);
+    pl_json_text(j, "\"");
     pl_json_text(j, ",\n\"val_before\":");
     pl_json_double(j, s->run.val_before);
     pl_json_text(j, ",\n\"elapsed_s\":");

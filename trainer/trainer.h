@@ -147,6 +147,11 @@ void pl_masters_free(float *masters);
  * ppo_max_token_len), PL_E_NOMEM. */
 pl_status pl_trainer_new(pl_trainer **out, pl_model *model, float *masters,
     const pl_actor_options *o, int max_len, int64_t total_steps, const pl_log *log, pl_error *err);
+/* From the next step on train with o, as a run that was resumed with other keys does; activations
+ * stay as they are.  Errors: PL_E_CONFIG when ppo_max_token_len is more than, or use_kl_loss other
+ * than, what pl_trainer_new took memory for (less is well); nothing has changed then. */
+pl_status pl_trainer_set_options(
+    pl_trainer *t, const pl_actor_options *o, int64_t total_steps, pl_error *err);
 void pl_trainer_free(pl_trainer *t);
 /* Bytes by part, for the plan that is printed before it is taken.  memory_limit: what they may take
  * together before "auto" gives up keeping activations; 0: no limit. */
@@ -192,8 +197,10 @@ typedef struct pl_run_state {
     int64_t next_group;        /* ordinal of the next prompt group */
     int64_t samples_per_group; /* uid = ordinal * this + k: fixed for a run */
     uint32_t policy_version;
-    uint64_t config_hash; /* of the keys that decide the bits */
-    double val_before;    /* held-out reward before the first step; NaN: not measured */
+    uint64_t config_hash;    /* of the keys that decide the bits */
+    unsigned char trace[32]; /* head of the trace with that step in it; zeros: none is kept. Written
+                                for who verifies the trace, not read back */
+    double val_before;       /* held-out reward before the first step; NaN: not measured */
     double elapsed_s;
 } pl_run_state;
 

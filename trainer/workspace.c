@@ -97,7 +97,7 @@ static pl_status make_parts(pl_trainer *t, pl_error *err)
     const pl_train_options o = plan_train(&t->o, t->max_len, strcmp(t->o.activations, "keep") == 0);
     const size_t n = pl_model_params(t->model)->n_elements;
 
-    t->budget = o.max_tokens;
+    t->budget = t->room = o.max_tokens;
     t->grads = flat_new(n);
     t->m = flat_new(n);
     t->v = flat_new(n);
@@ -154,6 +154,25 @@ pl_status pl_trainer_new(pl_trainer **out, pl_model *model, float *masters,
         return pl_wrap(err, st, "trainer");
     }
     *out = t;
+    return PL_OK;
+}
+
+pl_status pl_trainer_set_options(
+    pl_trainer *t, const pl_actor_options *o, int64_t total_steps, pl_error *err)
+{
+    char activations[PL_CONFIG_STR];
+    const int budget = pl_pad32((int)o->ppo_max_token_len);
+
+    assert(t && total_steps > 0);
+    if (budget > t->room || pl_train_rows(t->max_len) > budget || (o->use_kl_loss && !t->ref))
+        return pl_fail(err, PL_E_CONFIG,
+            "trainer: ppo_max_token_len %lld or use_kl_loss is not what its memory was taken for",
+            (long long)o->ppo_max_token_len);
+    memcpy(activations, t->o.activations, sizeof activations);
+    t->o = *o;
+    memcpy(t->o.activations, activations, sizeof activations);
+    t->budget = budget;
+    t->total_steps = total_steps;
     return PL_OK;
 }
 

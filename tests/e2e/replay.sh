@@ -91,7 +91,10 @@ passed_now 'replayed 32 samples, .* of step 4: 0 differing bits' "and its verdic
 for w in 0 2; do
     passed_now 'replayed 1 sample, .* of step 2: 0 differing bits' "one sample, workers $w" "$run" --sample 45 --workers $w
 done
-passed_now 'of 2 steps, 1 to 4: 0 differing' "steps that want no training" "$run" --rollout-only
+passed_now 'of steps 1, 3: 0 differing' "steps that want no training" "$run" --rollout-only
+grep -q 'left out.*: steps 2, 4$' "$work/err" || { cat "$work/err"; fail "what was left out is to be said"; }
+passed_now 'verdict":"equal"' "too many threads are capped" "$run" --step 1 --threads 999 --json
+grep -q 'cores.*are taken' "$work/err" || { cat "$work/err"; fail "and that is to be said"; }
 listing >"$work/after"
 same "$work/before" "$work/after" "nothing in the run's directory has changed"
 [ -z "$(ls "$work/tmp")" ] || fail "something is left in TMPDIR: $(ls "$work/tmp")"
@@ -99,6 +102,8 @@ passed "nothing is left behind"
 
 # What cannot be replayed, in words.
 expect 64 'sample 128 is not in the trace: it has samples 0 to 127' "an unknown sample" -- "$PACELINE" replay "$run" --sample 128
+expect 64 'not in the trace' "and as JSON" -- "$PACELINE" replay "$run" --sample 128 --json
+grep -q '"event":"end","verdict":"error","message":"sample 128' "$work/out" || fail "no verdict in JSON"
 expect 64 'sample 3 is in step 1, not in step 2' "a sample of another step" -- "$PACELINE" replay "$run" --sample 3 --step 2
 expect 64 'steps 1 to 4' "an unknown step" -- "$PACELINE" replay "$run" --step 5 --workers 2
 expect 66 "there are .*$last_version" "an unknown version" -- "$PACELINE" replay "$run" --drafter 9999
@@ -148,10 +153,25 @@ passed_now 'of step 3: 0 differing' "without the rollouts' file: prompts of the 
 lie redraw 6 'the first is sample 69 at token' "and then too what differs is named" --step 3
 lie logprob 1 'hash of up to 64 log-probs' "a log-prob too" --step 3 --workers 1
 expect 66 'step_000003' "rollouts that training wants and are gone" -- "$PACELINE" replay "$run" --step 4
+expect 66 'left out: 4; these need no training.*: 1, 3' "the others are replayed" -- "$PACELINE" replay "$run"
+grep -q 'of steps 1, 2, 3: 0 differing' "$work/out" || { cat "$work/out"; fail "steps 1 to 3"; }
+passed "and said"
 cp "$work/kept" "$f"
+mv "$run/drafter/versions" "$work/versions"
+passed_now '0 differing' "without the drafter's versions" "$run" --step 1
+mv "$work/versions" "$run/drafter/versions"
 run_tiny "$work/other" rollout.seed=9 trainer.total_training_steps=2 trainer.compare_prompts=0 >"$work/log" 2>&1
+# It goes on with other keys; then somebody edits its config.yaml.
+run_tiny "$work/other" rollout.seed=9 trainer.total_training_steps=3 trainer.compare_prompts=0 actor.optim.lr=5e-3 \
+    >"$work/log" 2>&1 || { cat "$work/log"; fail "a third step with another learning rate"; }
+mv "$work/other/checkpoints" "$work/others"
+passed_now 'after step 2 .* other keys: actor.optim.lr 0.005, was 0.001' "a run that went on with other keys" "$work/other"
+grep -q 'of 3 steps, 1 to 3: 0 differing' "$work/out" || { cat "$work/out"; fail "each step by the keys that it had"; }
+sed -i 's/ lr: 0.005/ lr: 0.5/' "$work/other/config.yaml"
+passed_now '0 differing' "an edited config.yaml decides nothing" "$work/other"
+grep -q 'config.yaml. is not the one .*: actor.optim.lr 0.5, was 0.005' "$work/err" || { cat "$work/err"; fail "the edit is to be named"; }
 mv "$run/checkpoints/global_step_2" "$work/global_step_2"
-cp -r "$work/other/checkpoints/global_step_2" "$run/checkpoints/"
+cp -r "$work/others/global_step_2" "$run/checkpoints/"
 expect 70 "policy of step 2: hash .*global_step_2' is not this run" "another run's checkpoint" -- "$PACELINE" replay "$run" --step 4
 : >"$run/checkpoints/global_step_2/optimizer.safetensors"
 passed_now 'the initial model, 3 steps trained' "a damaged checkpoint costs steps, no bits" "$run" --step 4

@@ -34,6 +34,7 @@ says 2 'off-policy: .* effective samples' "how far the policies are apart is sai
 only actor.optim.lr=1e-3 || fail "the same learning rate exits $?"
 says 1 'recorded hash after every step' "the value that it had changes nothing"
 only --json actor.ppo_epochs=2 actor.use_kl_loss=true || fail "--json exits $?"
+says 1 '"event":"end","verdict":"different"' "and the verdict is one too"
 says 3 '^\{"step":[123],.*"actor/pg_loss":.*"recorded":\{"step":[123],.*\}\}$' "the curve is JSON lines"
 for s in 1 2 3; do
     loss=$(sed -nE "s/^\{\"step\":$s,.*\"actor\/pg_loss\":([^,}]*).*/\1/p" "$run/metrics.jsonl" | head -n 1)
@@ -71,6 +72,11 @@ same "$work/before" "$work/after" "the run's directory is as it was"
 
 expect 78 "'rollout.n=4'.*rollouts are recorded" "a key that decides rollouts is refused" -- \
     "$PACELINE" replay "$run" --train-only rollout.n=4
+expect 64 'no built-in verifier; known: exact' "a reward that is nothing" -- \
+    "$PACELINE" replay "$run" --train-only --reward nonsense
+"$PACELINE" tiny "$work/tiny2" --init-std 0.07 >/dev/null
+expect 70 "tiny2' is not the model that the run began with" "another model is named" -- \
+    "$PACELINE" replay "$run" --train-only model.path="$work/tiny2"
 expect 64 'records up to step 3' "a step that was not trained is refused" -- \
     "$PACELINE" replay "$run" --train-only --step 4
 change() { # change STEP SED: of a line of its records
@@ -90,9 +96,15 @@ change 2 '3s/"logprobs":\[-[0-9.]+/"logprobs":[-6.25/'
 expect 70 'uid 34 position [0-9]+ .*-6.25 there' "without a trace the log-probs tell" -- \
     "$PACELINE" replay "$work/bad" --train-only
 rm "$work/bad/rollouts/step_000002.jsonl.zst"
-expect 66 'rollouts of step 2.*No such file' "a missing step is named" -- \
+expect 66 'rollouts of step 2.*No such file.*; --step 3 begins at' "a missing step is named" -- \
     "$PACELINE" replay "$work/bad" --train-only
 change 2 ''
 "$PACELINE" replay "$work/bad" --train-only >"$work/out" 2>&1 || { cat "$work/out"; fail "without a trace"; }
 says 1 "trace +there is none: the weights' hashes cannot be compared" "a run without a trace is trained, and said to have none"
+run_tiny "$run" trainer.total_training_steps=4 trainer.compare_prompts=0 actor.optim.lr=5e-3 >"$work/log" 2>&1 ||
+    { cat "$work/log"; fail "a fourth step with another learning rate"; }
+only || { cat "$work/out" "$work/err"; fail "a run that went on with other keys exits $?"; }
+says 4 'weights equal$' "each step is trained by the keys that it had"
+only actor.optim.lr=5e-3 || { cat "$work/out" "$work/err"; fail "the keys of one sitting for all exit $?"; }
+says 1 'others than the recorded ones from step 1 on' "one sitting's value for all is a change"
 echo "$checks checks"

@@ -22,7 +22,14 @@ passed "100 workers, twenty times the prompts"
 passed "one step, by the costs of another run"
 
 expect 66 "nowhere" "a run that is not there" -- "$PACELINE" simulate "$work/nowhere"
-expect 66 "no step 7 to 9" "steps that are not there" -- "$PACELINE" simulate "$work/run" --steps 7-9
+"$PACELINE" simulate "$work/run" --acceptance 2 --pace 2 --slowdown 3 >"$work/table" || fail "factors"
+for said in 'acceptance x 2' 'takes 2 times as long as recorded' 'and 3 times as long while' 'by what was asked for' ' recorded +ratio$'; do
+    grep -qE "$said" "$work/table" || { cat "$work/table"; fail "nothing of '$said'"; }
+done
+passed "factors are told, and the recorded seconds stay"
+
+expect 66 "the trace has steps 1 to 2" "steps of which only some are there" -- "$PACELINE" simulate "$work/run" --steps 2-9
+expect 66 "no steps 7 to 9" "steps that are not there" -- "$PACELINE" simulate "$work/run" --steps 7-9
 expect 64 "steps 'x'" "--steps that is no range" -- "$PACELINE" simulate "$work/run" --steps x
 expect 64 "workers" "too many workers" -- "$PACELINE" simulate "$work/run" --workers 20000
 echo "$checks checks"

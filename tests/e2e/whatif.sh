@@ -79,6 +79,24 @@ passed "a table and a chart"
 state "$work/a" >"$work/after"
 same "$work/before" "$work/after" "the run is not touched"
 
+# Step 2 once more, by a run whose engines began anew and know nothing of the same prompts in step 1:
+# what counts is what it did last.
+head -n 4 tests/data/first_digit.jsonl >"$work/four.jsonl"
+again="speculative.controller=fixed:3_2_4 data.train_files=$work/four.jsonl trainer.save_freq=1"
+# shellcheck disable=SC2086
+live "$work/r" $again
+ask "$work/r" --step 2
+line recorded >"$work/x" && line "as the run" >"$work/y"
+same "$work/x" "$work/y" "a step with prompts that are known"
+: >"$work/r/checkpoints/global_step_2/optimizer.safetensors"
+# shellcheck disable=SC2086
+live "$work/r" $again
+"$PACELINE" trace verify "$work/r" | grep -q '(1 repeated)' || fail "no step was trained again"
+ask "$work/r" --step 2
+line recorded >"$work/z" && line "as the run" >"$work/y"
+same "$work/z" "$work/y" "a step that was trained again counts as it was done last"
+differs "$work/x" "$work/z" "which was another way"
+
 # Workers: each has its own samples, and nothing is lost.
 live "$work/w" rollout.num_workers=2 speculative.controller=fixed:3_2_4
 ask "$work/w" controller=fixed:6_4_12

@@ -416,7 +416,9 @@ static void check_refused(const made_records *l, const char *words)
         pl_trace_read("harmed", NULL, &report, &err), PL_E_FORMAT, "not refused: %s", words);
     cr_assert_eq(report.state, PL_TRACE_DAMAGED);
     cr_assert(strstr(report.what, words), "'%s' in '%s'", words, report.what);
-    cr_assert(strstr(report.what, "in block ") && report.journal.bad_offset >= 64);
+    cr_assert(!strstr(report.what, "block ") && report.journal.bad_offset >= 64);
+    cr_assert(
+        strstr(err.msg, "'harmed': damaged at block ") && strstr(err.msg, words), "%s", err.msg);
 }
 
 Test(trace, records_in_another_order_are_damage)
