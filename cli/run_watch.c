@@ -174,7 +174,8 @@ pl_status run_watch_trace(run_watch *w, const run_watch_step *x, run_batch *b, p
     memcpy(s.before, w->policy, sizeof s.before);
     memcpy(s.after, x->after, sizeof s.after);
     st = pl_trace_put(w->trace, &s, b->trace.b, err);
-    memcpy(w->policy, x->after, sizeof w->policy);
+    if (st == PL_OK)
+        memcpy(w->policy, x->after, sizeof w->policy);
 done:
     free(names);
     free(prompts);
@@ -305,7 +306,9 @@ void run_watch_batch(run_watch *w, const run_batch *b, const run_watch_now *now)
     s->n_tokens = (uint64_t)b->n_tokens;
     s->session = now->is_training;
     s->drafter_version = now->drafter_version;
-    s->workers[0].state = now->is_training ? PL_WORKER_TRAINING : PL_WORKER_BUSY;
+    s->workers[0].state = now->is_training                     ? PL_WORKER_TRAINING
+                          : now->n_running + now->n_queued > 0 ? PL_WORKER_BUSY
+                                                               : PL_WORKER_IDLE;
     s->workers[0].n_running = (uint32_t)now->n_running;
     s->workers[0].drafter_version = now->drafter_version;
     s->workers[0].rate = (float)s->rate;
