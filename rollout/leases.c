@@ -168,19 +168,32 @@ typedef struct shares {
     int is_shared;    /* nobody takes more than his share: others will be here soon */
 } shares;
 
-/* The first to have loaded a version must not take the whole batch. */
-static int is_shared(const pl_coordinator *c, int64_t now_ns, const batch *b)
-{
-    return !coordinator_is_late(now_ns, b->open_ns, SHARE_MS) ||
-           (c->n_seen < (int)c->o.n_workers && !coordinator_is_late(now_ns, c->begin_ns, START_MS));
-}
-
 static int is_awaited(const member *m)
 {
     return m->role == PL_ROLE_WORKER && !m->is_draining &&
            (m->state == PL_WORKER_JOINING || m->state == PL_WORKER_BUSY ||
                m->state == PL_WORKER_IDLE || m->state == PL_WORKER_TRAINING ||
                m->state == PL_WORKER_STOPPING);
+}
+
+static int is_loading(const pl_coordinator *c, uint32_t version)
+{
+    for (int i = 0; i < c->n_members; i++)
+        if (is_awaited(c->members[i]) && c->members[i]->policy_version != version)
+            return 1;
+    return 0;
+}
+
+/* The first to have loaded a version must not take the whole batch.  Nobody starves meanwhile: who
+ * ends a sample of his share takes another. */
+static int is_shared(const pl_coordinator *c, int64_t now_ns, const batch *b)
+{
+    if (!coordinator_is_late(now_ns, b->open_ns, SHARE_MS))
+        return 1;
+    if (c->n_seen < (int)c->o.n_workers && !coordinator_is_late(now_ns, c->begin_ns, START_MS))
+        return 1;
+    return b->n_in[SAMPLE_PENDING] && !coordinator_is_late(now_ns, b->open_ns, LOAD_MS) &&
+           is_loading(c, b->groups[b->n_groups - 1]->m.policy_version);
 }
 
 static int counts(const pl_coordinator *c, const member *m, const shares *sh, uint32_t version)
