@@ -76,7 +76,7 @@ static const pl_config_key speculative_keys[] = {
     {"speculative.train.batch_size_per_gpu", S(batch), PL_INT, 1, 64, "2", NULL,
         "windows of an optimizer step of one worker"},
     {"speculative.train.optim.lr", S(lr), PL_FLOAT, 0, 1, "1e-3", NULL,
-        "learning rate of the drafter"},
+        "learning rate of a drafter's random start; it falls with its steps to 3 %"},
     {"speculative.train.gate_tokens", S(gate_tokens), PL_INT, 1, 1e9, "2000", NULL,
         "held-out tokens at least, that versions are weighed on"},
     {"speculative.train.gate_samples", S(gate_samples), PL_INT, 2, 1e6, "8", NULL,

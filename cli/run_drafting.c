@@ -19,6 +19,9 @@ enum {
     SAVE_S = 120 /* between two checkpoints of the training */
 };
 
+/* Of the weights: batches are small. */
+#define TRAINED_EMA 0.97f
+
 struct run_drafting {
     const run_config *c;
     const cli_model *m;
@@ -299,6 +302,7 @@ void run_drafting_train_options(const run_config *c, pl_eagle_train_options *o)
 {
     pl_eagle_train_defaults(o);
     o->lr = (float)c->speculative.lr;
+    o->ema = TRAINED_EMA;
     o->window = TRAINED_WINDOW;
     o->max_windows = (int)c->speculative.batch;
 }

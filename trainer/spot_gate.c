@@ -42,7 +42,7 @@ int spot_gate_is_due(const pl_spot *s)
 
     if (s->gate.is_on)
         return 1;
-    if (s->publish.job.is_running || spot_valid(&s->file, &r) < 0 || r.step == 0)
+    if (s->publish.job.is_running || spot_valid(&s->file, &r) < 0 || r.trained_us == 0)
         return 0;
     const uint64_t gated = atomic_load(&spot_claim_of(&s->file)->gated_us);
     const double pause = s->o.gate_s > 0 ? GATE_PAUSE * s->gate.cost_s : 0;

@@ -36,8 +36,11 @@ enum {
     SPOT_JOINERS = 64,
     SPOT_SAID = 64,
     SPOT_PIECE = 4, /* windows that a gate replays at a time */
-    SPOT_BAD_MAX = 3
+    SPOT_BAD_MAX = 3,
+    SPOT_DECAY_STEPS = 100, /* after which the rate is half of what it was */
+    SPOT_INIT_STEPS = 1000  /* for which a drafter that was handed in counts */
 };
+#define SPOT_DECAY_MIN 0.03 /* the least part of the rate: the policy goes on moving */
 
 typedef struct spot_head {
     char magic[8]; /* "PLSPOT01" */

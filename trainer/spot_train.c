@@ -135,18 +135,28 @@ static pl_status make_gradients(
 
 /* ---- the lead ---- */
 
+/* Steps as large as a random start needs them spoil a drafter that has learned: batches are small.
+ */
+static float rate_at(const pl_spot *s, int64_t step)
+{
+    const double falling = 1 / (1 + (double)step / SPOT_DECAY_STEPS);
+    return s->o.train.lr * (float)(falling > SPOT_DECAY_MIN ? falling : SPOT_DECAY_MIN);
+}
+
 /* From the valid half into the other. */
 static pl_status apply(pl_spot *s, double norm, double t0, pl_error *err)
 {
     const size_t n = (size_t)s->file.head.n_elements;
+    pl_eagle_train_options o = s->o.train;
     spot_change c;
     pl_status st = spot_change_begin(s, &c, err);
 
     if (st != PL_OK)
         return st;
+    o.lr = rate_at(s, c.old.step);
     for (size_t at = 0; at < n && st == PL_OK; at += PART) {
         pl_eagle_update_part(
-            s->e, &s->o.train, &c.src, s->grads, norm, &c.dst, at, n - at < PART ? n - at : PART);
+            s->e, &o, &c.src, s->grads, norm, &c.dst, at, n - at < PART ? n - at : PART);
         st = spot_stopped(s) ? spot_stop(err) : spot_claim_check(s, err);
     }
     if (st == PL_OK) {

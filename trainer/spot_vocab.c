@@ -134,7 +134,7 @@ static pl_status start_random(pl_spot *s, pl_error *err)
 
 static pl_status start_from(pl_spot *s, pl_error *err)
 {
-    const pl_eagle_state none = {0};
+    const pl_eagle_state trained = {.step = SPOT_INIT_STEPS};
     struct stat info;
     pl_eagle *e = NULL;
 
@@ -142,7 +142,7 @@ static pl_status start_from(pl_spot *s, pl_error *err)
         return spot_checkpoint_load(s, s->init, err);
     pl_status st = pl_eagle_load(&e, s->target, s->init, err);
     if (st == PL_OK)
-        st = spot_file_make(s, e, &none, err);
+        st = spot_file_make(s, e, &trained, err);
     pl_eagle_free(e);
     if (st == PL_OK)
         pl_log_info(s->log, "drafter training begins from '%s'", s->init);
