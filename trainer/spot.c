@@ -130,6 +130,16 @@ static pl_status load_init(pl_spot *s, pl_error *err)
     return st;
 }
 
+/* What is not there begins with the first piece of work; a torn one is put aside by the lead then,
+ * if there is something to begin with. */
+static pl_status open_state(pl_spot *s, pl_error *err)
+{
+    if (spot_file_has_moved(s))
+        spot_file_forget(s);
+    const pl_status st = s->file.fd < 0 ? spot_file_open(s, err) : PL_OK;
+    return st == PL_E_NOENT || (st == PL_E_FORMAT && s->init[0]) ? PL_OK : st;
+}
+
 static pl_status open_all(pl_spot *s, pl_error *err)
 {
     char path[SPOT_PATH + 16];
@@ -141,15 +151,14 @@ static pl_status open_all(pl_spot *s, pl_error *err)
         st = make_room(s, err);
     if (st != PL_OK)
         return st;
-    st = spot_file_open(s, err);
-    if (st == PL_E_NOENT && s->init[0] == '\0')
+    st = open_state(s, err);
+    if (st == PL_OK && s->file.fd < 0 && s->init[0] == '\0')
         return pl_fail(err, PL_E_CONFIG,
             "there is no drafter: '%s' is not there; set the drafter's init to 'random' or to a "
             "drafter's directory (paceline drafter warmup makes one)",
             s->state_path);
-    if (st != PL_OK && st != PL_E_NOENT)
-        return st;
-    st = spot_versions_open(s, err);
+    if (st == PL_OK)
+        st = spot_versions_open(s, err);
     return st == PL_OK ? load_init(s, err) : st;
 }
 
@@ -263,7 +272,7 @@ static void use_buffer(pl_spot *s, const char *path)
 pl_status pl_spot_begin(pl_spot *s, uint64_t session, int is_lead, const char *const *buffers,
     int n, uint32_t newest, pl_error *err)
 {
-    pl_status st = PL_OK;
+    pl_status st;
 
     pl_spot_end(s);
     s->session = session;
@@ -274,10 +283,10 @@ pl_status pl_spot_begin(pl_spot *s, uint64_t session, int is_lead, const char *c
     s->own_seq = 0;
     s->stats = (pl_spot_stats){0};
     s->waiting_since = 0;
-    if (s->file.fd < 0)
-        st = spot_file_open(s, err);
-    if (st == PL_E_NOENT)
-        st = PL_OK; /* it begins with the first piece of work */
+    st = open_state(s, err);
+    if (st == PL_OK && is_lead && spot_file_is_doubtful(s))
+        st = spot_file_put_aside(
+            s, "the machine was started since; going on from the checkpoint", err);
     if (session == 0)
         s->session = s->file.fd < 0 ? 1 : (atomic_load(&spot_claim_of(&s->file)->owner) >> 16) + 1;
     if (st == PL_OK && s->file.fd >= 0)

@@ -9,8 +9,8 @@
  * sequence number is valid.  A step goes from the valid half into the other: its record is voided,
  * the half is filled, the record is written, which is the flip.  So whoever is killed anywhere, and
  * whoever is told to stop in the middle, leaves the half before as it was; readers copy, and look
- * whether the record still stands.  (After a power cut nothing is promised: that is what published
- * versions and checkpoints are for.)
+ * whether the record still stands.  After a power cut nothing is promised: a state that is torn, or
+ * that was last written before this machine started, is put aside for the checkpoint.
  *
  * The claim is the session that owns the state, with a mark of its lead.  A lead writes under an
  * flock of the file, and only as long as the claim is its own; a later session's lead claims first
@@ -68,6 +68,7 @@ _Static_assert(sizeof(spot_record) == 8 * SPOT_RECORD_WORDS, "no padding");
 typedef struct spot_claim {
     _Atomic uint64_t owner;    /* session << 16 | mark of the lead's name */
     _Atomic uint64_t gated_us; /* trained_us at the last gate */
+    _Atomic uint64_t boot;     /* hash of the kernel's boot id when it was claimed; 0: not known */
 } spot_claim;
 
 typedef struct spot_file {
@@ -165,7 +166,8 @@ struct pl_spot {
     uint16_t mark;
 
     spot_file file;
-    pl_eagle *e; /* the weights of the half with s->seq */
+    int is_aside; /* the state was put aside: begin with the checkpoint */
+    pl_eagle *e;  /* the weights of the half with s->seq */
     pl_eagle_trainer *t;
     uint64_t seq, vocab_id;
     float *grads;
@@ -217,6 +219,15 @@ void spot_file_close(spot_file *f);
 /* Make it from a state (m NULL: moments zero, average the weights), unless another process was
  * faster; opens it. */
 pl_status spot_file_make(pl_spot *s, const pl_eagle *e, const pl_eagle_state *from, pl_error *err);
+/* The file of another, or none, is at its place now. */
+int spot_file_has_moved(const pl_spot *s);
+/* Let go of the state; what is at its place is read anew. */
+void spot_file_forget(pl_spot *s);
+/* Leave the state for the user to look at; spot_start begins with the checkpoint. */
+pl_status spot_file_put_aside(pl_spot *s, const char *why, pl_error *err);
+/* It may lack what a power cut took, and there is a checkpoint. */
+int spot_file_is_doubtful(const pl_spot *s);
+
 /* The valid record and its half (0, 1); -1: both are torn. */
 int spot_valid(const spot_file *f, spot_record *out);
 /* 1 while that half holds the record of that number: it is voided before it is written again. */

@@ -232,6 +232,62 @@ pl_status spot_file_open(pl_spot *s, pl_error *err)
     return PL_OK;
 }
 
+/* ---- aside ---- */
+
+int spot_file_has_moved(const pl_spot *s)
+{
+    struct stat here, mapped;
+
+    return s->file.fd >= 0 && fstat(s->file.fd, &mapped) == 0 &&
+           (stat(s->state_path, &here) != 0 || here.st_ino != mapped.st_ino ||
+               here.st_dev != mapped.st_dev);
+}
+
+void spot_file_forget(pl_spot *s)
+{
+    (void)spot_job_join(&s->checkpoint.job, NULL); /* it may read from there */
+    spot_gate_drop(s);
+    spot_file_close(&s->file);
+    s->seq = s->vocab_id = 0;
+}
+
+pl_status spot_file_put_aside(pl_spot *s, const char *why, pl_error *err)
+{
+    char aside[SPOT_PATH + 16];
+
+    snprintf(aside, sizeof aside, "%s.aside", s->state_path);
+    spot_file_forget(s);
+    if (rename(s->state_path, aside) != 0)
+        return pl_fail(
+            err, PL_E_IO, "move '%s' to '%s': %s", s->state_path, aside, strerror(errno));
+    s->is_aside = 1;
+    pl_log_warn(s->log, "event=drafter_state_aside file='%s': %s", aside, why);
+    return PL_OK;
+}
+
+static uint64_t boot_id(void)
+{
+    char id[64];
+    const int fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
+    const ssize_t n = fd >= 0 ? read(fd, id, sizeof id) : 0;
+
+    if (fd >= 0)
+        (void)close(fd);
+    return n > 0 ? pl_hash64(id, (size_t)n) : 0;
+}
+
+int spot_file_is_doubtful(const pl_spot *s)
+{
+    char path[SPOT_PATH + 16];
+    const uint64_t now = boot_id();
+    const uint64_t then = s->file.fd >= 0 ? atomic_load(&spot_claim_of(&s->file)->boot) : 0;
+
+    snprintf(path, sizeof path, "%s/checkpoint", s->dir);
+    return now && then && now != then && pl_path_exists(path);
+}
+
+/* ---- made ---- */
+
 static void copy_or(float *to, const float *from, const float *otherwise, size_t n)
 {
     if (!to)
@@ -313,8 +369,10 @@ pl_status spot_claim_take(pl_spot *s, pl_error *err)
         if (now >> 16 == s->session && (now & 0xffff) != 0)
             return pl_fail(err, PL_E_PEER,
                 "drafter training: session %" PRIu64 " has another lead already", s->session);
-        if (atomic_compare_exchange_weak(&c->owner, &now, own_word(s)))
+        if (atomic_compare_exchange_weak(&c->owner, &now, own_word(s))) {
+            atomic_store(&c->boot, boot_id());
             return PL_OK;
+        }
     }
 }
 

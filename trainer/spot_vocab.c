@@ -149,12 +149,29 @@ static pl_status start_from(pl_spot *s, pl_error *err)
     return st;
 }
 
+/* The state was put aside: what was saved last, else anew. */
+static pl_status start_again(pl_spot *s, pl_error *err)
+{
+    char path[SPOT_PATH + 16];
+    pl_error why = {0};
+
+    snprintf(path, sizeof path, "%s/checkpoint", s->dir);
+    s->is_aside = 0;
+    if (spot_checkpoint_load(s, path, &why) == PL_OK)
+        return PL_OK;
+    pl_log_warn(s->log, "drafter training begins anew: %s", why.msg);
+    return strcmp(s->init, "random") == 0 ? start_random(s, err) : start_from(s, err);
+}
+
 pl_status spot_start(pl_spot *s, pl_error *err)
 {
-    pl_status st = spot_file_open(s, err);
+    pl_error why = {0};
+    pl_status st = spot_file_open(s, &why);
 
-    if (st != PL_E_NOENT)
-        return st;
+    if (st == PL_E_FORMAT && s->is_lead && s->init[0])
+        st = spot_file_put_aside(s, why.msg, &why) == PL_OK ? PL_E_NOENT : PL_E_IO;
+    if (st != PL_E_NOENT && !(st == PL_E_FORMAT && s->init[0]))
+        return st == PL_OK ? st : pl_fail(err, st, "%s", why.msg);
     if (s->init[0] == '\0')
         return pl_fail(err, PL_E_CONFIG,
             "there is no drafter: '%s' is not there, and drafter.init says neither 'random' nor "
@@ -162,6 +179,8 @@ pl_status spot_start(pl_spot *s, pl_error *err)
             s->state_path);
     if (!s->is_lead)
         return pl_fail(err, PL_E_TIMEOUT, "drafter training: the lead has not begun yet");
+    if (s->is_aside)
+        return start_again(s, err);
     return strcmp(s->init, "random") == 0 ? start_random(s, err) : start_from(s, err);
 }
 

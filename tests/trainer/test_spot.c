@@ -423,7 +423,64 @@ Test(spot, a_state_of_another_target_and_no_drafter_are_refused)
     char path[128];
     snprintf(path, sizeof path, "%s/state", b.drafter);
     cr_assert_eq(truncate(path, 5000), 0);
-    cr_expect_eq(pl_spot_new(&s, b.m, &o, NULL, &err), PL_E_FORMAT, "torn");
+    cr_expect_eq(pl_spot_new(&s, b.m, &o, NULL, &err), PL_E_FORMAT, "torn, and no init");
+    spot_bed_close(&b);
+}
+
+/* As a reboot leaves it: torn, or whole and doubtful. */
+static void expect_goes_on_from_the_checkpoint(spot_bed *b, int64_t step)
+{
+    char path[128];
+    spot_record r;
+
+    pl_spot *s = spot_bed_spot(b, NULL);
+    spot_bed_begin(b, s, 9, 1);
+    spot_bed_work(s, 1);
+    (void)spot_bed_hash(s, &r);
+    cr_expect_eq(r.step, step + 1, "step %lld", (long long)r.step);
+    pl_spot_free(s);
+    snprintf(path, sizeof path, "%s/state.aside", b->drafter);
+    cr_expect_eq(unlink(path), 0, "left to look at");
+}
+
+Test(spot, a_torn_state_and_one_of_before_a_reboot_give_way_to_the_checkpoint)
+{
+    char path[128], saved[128];
+    pl_error err = {0};
+    spot_record r;
+    spot_bed b;
+
+    spot_bed_open(&b);
+    spot_bed_fill(&b, 1, 3);
+    snprintf(path, sizeof path, "%s/state", b.drafter);
+    snprintf(saved, sizeof saved, "%s/checkpoint", b.drafter);
+    pl_spot *s = spot_bed_spot(&b, NULL);
+    spot_bed_begin(&b, s, 1, 1);
+    spot_bed_work(s, 3);
+    cr_assert_eq(pl_spot_checkpoint(s, saved, &err), PL_OK, "%s", err.msg);
+    cr_assert_eq(pl_spot_checkpoint_wait(s, &err), PL_OK, "%s", err.msg);
+    (void)spot_bed_hash(s, &r);
+    const int64_t step = r.step;
+    spot_bed_work(s, 2); /* lost */
+    pl_spot_free(s);
+    cr_assert_eq(truncate(path, 5000), 0);
+    expect_goes_on_from_the_checkpoint(&b, step);
+    s = spot_bed_spot(&b, NULL);
+    spot_bed_begin(&b, s, 10, 1);
+    spot_bed_work(s, 2);
+    (void)spot_bed_hash(s, &r);
+    cr_expect_eq(r.step, step + 3, "of the same boot it is trusted");
+    atomic_fetch_xor(&spot_claim_of(&s->file)->boot, 1);
+    pl_spot_free(s);
+    expect_goes_on_from_the_checkpoint(&b, step);
+    cr_assert_eq(truncate(path, 5000), 0);
+    cr_assert_eq(truncate(saved, 5000), 0);
+    s = spot_bed_spot(&b, NULL);
+    spot_bed_begin(&b, s, 11, 1);
+    spot_bed_work(s, 1);
+    (void)spot_bed_hash(s, &r);
+    cr_expect_eq(r.step, 1, "neither is whole: anew");
+    pl_spot_free(s);
     spot_bed_close(&b);
 }
 
