@@ -57,11 +57,16 @@ typedef struct arm {
     run_source source;
     run_batch batch;
     bench_child coordinator, workers[MAX_WORKERS];
-    double wall_s;                               /* of the step at hand */
-    double seconds, tokens, tail_s, tail_tokens; /* of the last quarter */
-    double steps_drafted, emitted_drafted;
-    double seconds_none, tail_s_none, tail_tokens_none; /* of arm none in the same steps */
+    double wall_s; /* of the step at hand */
 } arm;
+
+/* A line of arms.csv, as far as the report reads it. */
+typedef struct row {
+    int is_there;
+    double wall_s, tokens, update_s;
+    double drafted_steps, drafted_emitted;
+    double tail_s, tail_steps, tail_emitted;
+} row;
 
 typedef struct arms {
     bench *b;
@@ -281,7 +286,8 @@ static pl_status open_csv(arms *a, pl_error *err)
     if (is_new)
         fprintf(a->csv, "seed,step,arm,wall_s,tokens,tokens_per_s,accept_length,tail_tokens_per_s,"
                         "idle_s,train_s,gate_s,pack_s,optimizer_steps,trained_tokens,loss,alpha_1,"
-                        "drafter_version,swaps,update_s,reward\n");
+                        "drafter_version,swaps,update_s,reward,drafted_steps,drafted_emitted,"
+                        "tail_s,tail_steps,tail_emitted\n");
     return PL_OK;
 }
 
@@ -412,14 +418,14 @@ static void record(arms *a, arm *x, int64_t step, double update_s)
     const double tail = s->tail_s > 0 ? (double)s->n_tail_emitted / s->tail_s : 0;
 
     fprintf(a->csv,
-        "%lld,%lld,%s,%.3f,%lld,%.1f,%.3f,%.1f,%.2f,%.2f,%.2f,%.2f,%lld,%lld,%.3f,%.3f,%u,%lld,%."
-        "2f,"
-        "%.4f\n",
+        "%lld,%lld,%s,%.3f,%lld,%.1f,%.3f,%.1f,%.2f,%.2f,%.2f,%.2f,%lld,%lld,%.3f,%.3f,%u,%lld,"
+        "%.2f,%.4f,%lld,%lld,%.3f,%lld,%lld\n",
         (long long)a->config.rollout.seed, (long long)step, x->form->name, x->wall_s,
         (long long)x->batch.n_tokens, (double)x->batch.n_tokens / x->wall_s, accept_length(s), tail,
         d->idle_s, d->train_s, d->gate_s, d->pack_s, (long long)d->n_steps, (long long)d->n_tokens,
         d->loss, d->alpha[0], d->version, (long long)d->n_swaps, update_s,
-        run_batch_reward(&x->batch));
+        run_batch_reward(&x->batch), (long long)s->n_drafted_steps, (long long)s->n_drafted_emitted,
+        s->tail_s, (long long)s->n_tail_steps, (long long)s->n_tail_emitted);
     fflush(a->csv);
     fprintf(a->b->notes,
         "  step %lld %-10s %7.2f s  x %.3f  accept %.2f  tail x %.2f  drafter v%u\n",
@@ -428,17 +434,6 @@ static void record(arms *a, arm *x, int64_t step, double update_s)
             ? tail * none->batch.stats.tail_s / (double)none->batch.stats.n_tail_emitted
             : (double)NAN,
         d->version);
-    if (step <= a->total - a->total / 4)
-        return;
-    x->seconds += x->wall_s;
-    x->seconds_none += none->wall_s;
-    x->tokens += (double)x->batch.n_tokens;
-    x->tail_s += s->tail_s;
-    x->tail_tokens += (double)s->n_tail_emitted;
-    x->tail_s_none += none->batch.stats.tail_s;
-    x->tail_tokens_none += (double)none->batch.stats.n_tail_emitted;
-    x->steps_drafted += (double)s->n_drafted_steps;
-    x->emitted_drafted += (double)s->n_drafted_emitted;
 }
 
 static pl_status compare(const arms *a, int64_t step, pl_error *err)
@@ -499,32 +494,100 @@ static pl_status run_step(arms *a, int64_t step, pl_error *err)
 
 /* ---- the last quarter ---- */
 
-static pl_status report(arms *a, pl_error *err)
+/* rows [total + 1, ARMS] by step and arm, of this seed; of a step that was done twice the later. */
+static pl_status read_rows(const arms *a, row *rows, pl_error *err)
 {
-    pl_status st = PL_OK;
+    char path[PL_CONFIG_STR], line[1024], name[16];
 
-    for (int k = 0; k < ARMS && st == PL_OK; k++) {
-        const arm *x = &a->arm[k];
-        if (!x->is_used || x->seconds <= 0)
+    snprintf(path, sizeof path, "%s/arms.csv", a->dir);
+    FILE *f = fopen(path, "r");
+    if (!f)
+        return pl_fail(err, PL_E_IO, "'%s' cannot be read", path);
+    while (fgets(line, sizeof line, f)) {
+        long long seed, step;
+        row r = {.is_there = 1};
+        if (sscanf(line,
+                "%lld,%lld,%15[^,],%lf,%lf,%*f,%*f,%*f,%*f,%*f,%*f,%*f,%*d,%*d,%*f,%*f,%*u,%*d,"
+                "%lf,%*f,%lf,%lf,%lf,%lf,%lf",
+                &seed, &step, name, &r.wall_s, &r.tokens, &r.update_s, &r.drafted_steps,
+                &r.drafted_emitted, &r.tail_s, &r.tail_steps, &r.tail_emitted) != 11 ||
+            seed != a->config.rollout.seed || step < 1 || step > a->total)
             continue;
-        bench_figure f = {.value = x->tokens / x->seconds,
-            .unit = "tokens/s",
-            .ratio = x->seconds_none / x->seconds,
-            .ratio_to = "none"};
-        snprintf(f.name, sizeof f.name, "arm=%s,quarter=4,seed=%lld", x->form->name,
-            (long long)a->config.rollout.seed);
-        st = bench_report(a->b, &f, err);
-        if (st != PL_OK || !(x->tail_s > 0) || !(x->tail_s_none > 0))
-            continue;
-        f.value = x->tail_tokens / x->tail_s;
-        f.ratio = f.value * x->tail_s_none / x->tail_tokens_none;
-        snprintf(f.name, sizeof f.name, "arm=%s,quarter=4,tail,seed=%lld", x->form->name,
-            (long long)a->config.rollout.seed);
-        st = bench_report(a->b, &f, err);
-        if (st == PL_OK && x->steps_drafted > 0)
-            fprintf(
-                a->b->notes, "    acceptance length %.2f\n", x->emitted_drafted / x->steps_drafted);
+        for (int k = 0; k < ARMS; k++)
+            if (strcmp(name, forms[k].name) == 0)
+                rows[step * ARMS + k] = r;
     }
+    fclose(f);
+    return PL_OK;
+}
+
+/* Sums over the steps in which the arm and none took part. */
+static int add_up(const arms *a, const row *rows, int k, row *sum, row *none)
+{
+    *sum = *none = (row){0};
+    for (int64_t step = a->total - a->total / 4 + 1; step <= a->total; step++) {
+        const row *at[] = {&rows[step * ARMS + k], &rows[step * ARMS + NONE]};
+        row *to[] = {sum, none};
+        for (int i = 0; i < 2 && at[0]->is_there && at[1]->is_there; i++) {
+            to[i]->is_there = 1;
+            to[i]->wall_s += at[i]->wall_s;
+            to[i]->tokens += at[i]->tokens;
+            to[i]->update_s += at[i]->update_s;
+            to[i]->drafted_steps += at[i]->drafted_steps;
+            to[i]->drafted_emitted += at[i]->drafted_emitted;
+            to[i]->tail_s += at[i]->tail_s;
+            to[i]->tail_steps += at[i]->tail_steps;
+            to[i]->tail_emitted += at[i]->tail_emitted;
+        }
+    }
+    return sum->is_there;
+}
+
+static pl_status report_figure(
+    const arms *a, int k, const char *what, double value, double ratio, pl_error *err)
+{
+    bench_figure f = {.value = value, .unit = "tokens/s", .ratio = ratio, .ratio_to = "none"};
+
+    snprintf(f.name, sizeof f.name, "arm=%s,quarter=4,%sseed=%lld", forms[k].name, what,
+        (long long)a->config.rollout.seed);
+    return bench_report(a->b, &f, err);
+}
+
+/* Rollouts, the tail (at most 4 running samples in an engine), and steps with their update: of a
+ * step's share f that is rollout, s times faster, nothing else should be lost. */
+static pl_status report_arm(const arms *a, const row *rows, int k, pl_error *err)
+{
+    row x, none;
+
+    if (!add_up(a, rows, k, &x, &none))
+        return PL_OK;
+    const double s = none.wall_s / x.wall_s;
+    const double f = none.wall_s / (none.wall_s + none.update_s);
+    pl_status st = report_figure(a, k, "", x.tokens / x.wall_s, s, err);
+    if (st == PL_OK && x.tail_s > 0 && none.tail_s > 0)
+        st = report_figure(a, k, "tail,", x.tail_emitted / x.tail_s,
+            x.tail_emitted / x.tail_s * none.tail_s / none.tail_emitted, err);
+    if (st == PL_OK)
+        st = report_figure(a, k, "step,", x.tokens / (x.wall_s + x.update_s),
+            (none.wall_s + none.update_s) / (x.wall_s + x.update_s), err);
+    if (st == PL_OK)
+        fprintf(a->b->notes,
+            "    acceptance length %.3f of rounds that drafted, %.3f in the tail; rollout is %.3f "
+            "of a step of none, 1 / (1 - f + f / s) = %.3f\n",
+            x.drafted_steps > 0 ? x.drafted_emitted / x.drafted_steps : 1,
+            x.tail_steps > 0 ? x.tail_emitted / x.tail_steps : 1, f, 1 / (1 - f + f / s));
+    return st;
+}
+
+static pl_status report(const arms *a, pl_error *err)
+{
+    row *rows = calloc(((size_t)a->total + 1) * ARMS, sizeof *rows);
+    pl_status st = rows ? read_rows(a, rows, err)
+                        : pl_fail(err, PL_E_NOMEM, "no memory for the report of bench arms");
+
+    for (int k = 0; k < ARMS && st == PL_OK; k++)
+        st = report_arm(a, rows, k, err);
+    free(rows);
     return st;
 }
 

@@ -187,7 +187,7 @@ static pl_status coordinate(
             .stall_s = (uint32_t)c->trainer.stall_seconds,
             .spot_min_idle = is_training ? (int)c->speculative.min_workers : 0,
             .consolidate_below = is_training ? (uint32_t)c->rollout.consolidate_below : 0,
-            .join_timeout_s = 60},
+            .join_timeout_s = c->trainer.stall_seconds > 0 ? 60 : 0},
         .ledger = ledger,
         .address = address,
         .listen = wire->listen,
