@@ -182,16 +182,25 @@ static pl_status run_warmup(
 
 /* ---- command line ---- */
 
+#define COPY_OPTIONS " model drafter out threads isa "
+
 typedef struct verb {
-    const char *name, *usage;
+    const char *name, *usage, *options; /* names, a blank before and behind each */
     pl_status (*run)(const drafter_options *o, cli_model *m, const pl_log *log, pl_error *err);
 } verb;
 
 static const verb verbs[] = {
-    {"warmup", "drafter warmup --model PATH [--data FILE|DIR] [--out DIR] [options]", run_warmup},
-    {"eval", "drafter eval --model PATH --drafter DIR --data FILE|DIR [options]", run_eval},
-    {"export", "drafter export --model PATH --drafter DIR --out DIR", run_copy},
-    {"import", "drafter import --model PATH --drafter DIR --out DIR", run_copy},
+    {"warmup", "drafter warmup --model PATH [--data FILE|DIR] [--out DIR] [options]",
+        " model data out config vocab steps tokens window windows depth lr schedule loss "
+        "alpha-weight depth-decay ema seed hold-out noise-seed temperature memory-mb eval-every "
+        "eval-tokens threads isa resume json ",
+        run_warmup},
+    {"eval", "drafter eval --model PATH --drafter DIR --data FILE|DIR [options]",
+        " model data drafter window windows depth hold-out noise-seed temperature memory-mb "
+        "eval-tokens threads isa json ",
+        run_eval},
+    {"export", "drafter export --model PATH --drafter DIR --out DIR", COPY_OPTIONS, run_copy},
+    {"import", "drafter import --model PATH --drafter DIR --out DIR", COPY_OPTIONS, run_copy},
 };
 enum { N_VERBS = sizeof verbs / sizeof verbs[0] };
 
@@ -203,10 +212,24 @@ static const verb *find_verb(const char *name)
     return NULL;
 }
 
+/* Keep those that the verb reads: what it would pass over in silence is an error. */
+static void keep_own(cli_option *options, const verb *v)
+{
+    cli_option *to = options;
+    char name[64];
+
+    for (const cli_option *o = options; o->name; o++) {
+        snprintf(name, sizeof name, " %s ", o->name);
+        if (strstr(v->options, name))
+            *to++ = *o;
+    }
+    *to = (cli_option){0};
+}
+
 static pl_status parse(
     int argc, char **argv, const verb *v, drafter_options *o, int *helped, pl_error *err)
 {
-    const cli_option options[] = {
+    cli_option options[] = {
         {"model", CLI_STRING, &o->model.path, 0, 0, "PATH", "the target: GGUF file or directory"},
         {"data", CLI_STRING, &o->data, 0, 0, "PATH",
             "rollout records: .jsonl, .jsonl.zst, a directory of them, a run; none: made first"},
@@ -245,6 +268,7 @@ static pl_status parse(
     };
     int n_positional;
 
+    keep_own(options, v);
     const pl_status st = cli_parse(argc, argv, v->usage, options, &n_positional, helped, err);
     if (st != PL_OK || *helped)
         return st;

@@ -111,6 +111,18 @@ static pl_status set_value(const cli_option *o, const char *text, pl_error *err)
     return PL_OK;
 }
 
+/* The words that a usage begins with: "drafter eval" of "drafter eval --model PATH". */
+static int command_length(const char *usage)
+{
+    const char *p = usage;
+
+    while (islower((unsigned char)*p))
+        p += strcspn(p, " ") + (strchr(p, ' ') != NULL);
+    while (p > usage && p[-1] == ' ')
+        p--;
+    return (int)(p - usage);
+}
+
 pl_status cli_parse(int argc, char **argv, const char *usage, const cli_option *options,
     int *n_positional, int *helped, pl_error *err)
 {
@@ -136,8 +148,8 @@ pl_status cli_parse(int argc, char **argv, const char *usage, const cli_option *
         if (c == ':')
             return pl_fail(err, PL_E_USAGE, "%s wants a value", argv[optind - 1]);
         if (c == '?')
-            return pl_fail(err, PL_E_USAGE, "unknown option '%s': paceline %s --help lists them",
-                argv[optind - 1], argv[0]);
+            return pl_fail(err, PL_E_USAGE, "unknown option '%s': paceline %.*s --help lists them",
+                argv[optind - 1], command_length(usage), usage);
         const pl_status st = set_value(&options[index], optarg, err);
         if (st != PL_OK)
             return st;
