@@ -104,13 +104,13 @@ static pl_status open_windows(run_drafting *d, pl_error *err)
 /* ---- versions ---- */
 
 /* N of the newest (or oldest) directory in versions/ below limit; 0: none. */
-static uint32_t find_version(const run_drafting *d, int newest, uint32_t limit)
+static uint32_t find_version(const char *drafter_dir, int newest, uint32_t limit)
 {
     char path[PATH_ROOM];
     uint32_t found = 0;
 
-    snprintf(path, sizeof path, "%s/versions", d->dir);
-    DIR *list = d->dir[0] ? opendir(path) : NULL;
+    snprintf(path, sizeof path, "%s/versions", drafter_dir);
+    DIR *list = drafter_dir[0] ? opendir(path) : NULL;
     for (const struct dirent *e; list && (e = readdir(list)) != NULL;) {
         char *end;
         const unsigned long v = strtoul(e->d_name, &end, 10);
@@ -122,6 +122,14 @@ static uint32_t find_version(const run_drafting *d, int newest, uint32_t limit)
     if (list)
         (void)closedir(list);
     return found;
+}
+
+uint32_t run_drafting_newest(const char *run_dir)
+{
+    char dir[PATH_ROOM - 512];
+
+    snprintf(dir, sizeof dir, "%s/drafter", run_dir);
+    return find_version(dir, 1, UINT32_MAX);
 }
 
 pl_status run_drafting_check(const run_config *c, const pl_model *m, pl_error *err)
@@ -171,7 +179,7 @@ static void load_first(run_drafting *d)
 {
     char dir[PATH_ROOM];
     pl_error err = {0};
-    const uint32_t v = find_version(d, 0, UINT32_MAX);
+    const uint32_t v = find_version(d->dir, 0, UINT32_MAX);
 
     snprintf(dir, sizeof dir, "%s", d->c->speculative.init);
     if (v)
@@ -210,7 +218,7 @@ static pl_status serve_what_is_there(run_drafting *d, pl_error *err)
     char dir[PATH_ROOM];
     pl_error why = {0};
 
-    for (uint32_t v = UINT32_MAX; (v = find_version(d, 1, v)) > 0;) {
+    for (uint32_t v = UINT32_MAX; (v = find_version(d->dir, 1, v)) > 0;) {
         snprintf(dir, sizeof dir, "%s/versions/%u", d->dir, v);
         if (run_drafting_serve(d, dir, v, &why) == PL_OK)
             return PL_OK;
@@ -424,7 +432,7 @@ static void save(run_drafting *d)
 
 int run_drafting_unannounced(const run_drafting *d, pl_spot_published *out)
 {
-    const uint32_t v = find_version(d, 1, UINT32_MAX);
+    const uint32_t v = find_version(d->dir, 1, UINT32_MAX);
 
     *out = (pl_spot_published){.version = v};
     return v > d->version &&

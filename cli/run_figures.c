@@ -152,6 +152,8 @@ void run_figures_version(run_figures *f, run_wire *w, const pl_msg_drafter *d)
     if (!is_new)
         return;
     w->drafter = d->version;
+    if (d->version <= w->drafter_before)
+        return;
     f->n_published++;
     f->n_rollbacks += d->rollback != 0;
     pl_log_info(w->log, "event=%s version=%u parent=%u tau=%.2f before=%.2f se=%.2f",

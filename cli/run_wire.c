@@ -227,6 +227,7 @@ pl_status run_wire_open(run_wire *w, pl_error *err)
     w->orphan_since = w->listened_at = w->heard_at = run_seconds();
     w->lost_s = START_LOST_S;
     run_host(w->host);
+    w->drafter_before = run_drafting_newest(w->config->trainer.default_local_dir);
     pl_status st = run_absolute(w->config->trainer.default_local_dir, w->dir, sizeof w->dir, err);
     if (st == PL_OK)
         st = run_find_coordinator(w->dir, PATIENCE_S, w->address, sizeof w->address, err);

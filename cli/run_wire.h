@@ -19,7 +19,8 @@ typedef struct run_wire {
     uint64_t batch; /* at hand, for STATUS */
     /* DRAFTING and DRAFTER, whenever they come. */
     void (*on_drafter)(void *ctx, const pl_msg *m);
-    uint32_t drafter; /* newest version that was heard of, for STATUS */
+    uint32_t drafter;        /* newest version that was heard of, for STATUS */
+    uint32_t drafter_before; /* newest of the sittings before */
     void *ctx;
 
     pl_ipc *ipc;
