@@ -250,7 +250,7 @@ static pl_status decide(pl_spot *s, pl_error *err)
         g->has_parent && isfinite(back_se) && back > ROLLBACK * back_se && back > 0;
     s->stats.n_gates++;
     atomic_store(&spot_claim_of(&s->file)->gated_us, trained_us(s));
-    pl_log_info(s->log,
+    pl_log_debug(s->log,
         "drafter gate step=%" PRId64 " windows=%d tau=%.3f serving=%.3f gain=%.3f se=%.3f %s",
         g->step, n, pl_replay_tau(g->candidate.rounds, n), pl_replay_tau(g->serving.rounds, n),
         gain, se, is_better ? "better" : "not better");
