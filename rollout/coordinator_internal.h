@@ -46,7 +46,8 @@ typedef struct member {
     uint32_t max_seqs;
     pl_worker_state state;
     uint32_t policy_version; /* as its last STATUS says; UINT32_MAX: none */
-    float rate;              /* tokens/s; 0: not known */
+    float rate;              /* tokens/s, as it says; 0: not known */
+    float fair_rate;         /* mean of those who are as fast: members.c; 0: not known */
     uint32_t n_leased;
     uint32_t pid, n_threads; /* as its HELLO says */
     uint32_t n_held;         /* as its last STATUS says */

@@ -203,7 +203,7 @@ static int counts(const pl_coordinator *c, const member *m, const shares *sh, ui
 
 static double rate_of(const member *m, const shares *sh)
 {
-    return m->rate > 0 ? (double)m->rate : sh->mean;
+    return m->fair_rate > 0 ? (double)m->fair_rate : sh->mean;
 }
 
 /* Those who cannot take as many as would be theirs leave the rest to the others. */
@@ -238,8 +238,8 @@ static shares share_out(pl_coordinator *c, int64_t now_ns, const batch *b, uint3
         if (!counts(c, m, &sh, version))
             continue;
         n++;
-        n_known += m->rate > 0;
-        known += (double)m->rate;
+        n_known += m->fair_rate > 0;
+        known += (double)m->fair_rate;
     }
     c->n_seen = n > c->n_seen ? n : c->n_seen;
     sh.mean = n_known ? known / n_known : 1;

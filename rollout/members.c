@@ -399,6 +399,30 @@ pl_status members_hello(
     return PL_OK;
 }
 
+static int is_as_fast(const member *a, const member *b)
+{
+    return a->role == PL_ROLE_WORKER && a->state != PL_WORKER_LOST &&
+           a->n_threads == b->n_threads && strcmp(a->host, b->host) == 0;
+}
+
+/* Workers of one host with as many threads are equally fast: what they measure differs by the
+ * lengths that they happened to get, and would give the same one too much again. */
+static void share_rate(pl_coordinator *c, const member *who)
+{
+    double sum = 0;
+    int n = 0;
+    for (int i = 0; i < c->n_members; i++) {
+        const member *m = c->members[i];
+        if (is_as_fast(m, who) && m->rate > 0) {
+            sum += (double)m->rate;
+            n++;
+        }
+    }
+    for (int i = 0; i < c->n_members; i++)
+        if (is_as_fast(c->members[i], who))
+            c->members[i]->fair_rate = n ? (float)(sum / n) : 0;
+}
+
 int members_status(pl_coordinator *c, int64_t now_ns, member *who, const pl_msg *m)
 {
     const pl_msg_status *s = &m->u.status;
@@ -416,7 +440,11 @@ int members_status(pl_coordinator *c, int64_t now_ns, member *who, const pl_msg 
         who->policy_version = s->policy_version;
         c->want_grant = 1;
     }
-    who->rate = s->rate > 0 && s->rate < 1e9f ? s->rate : 0;
+    const float rate = s->rate > 0 && s->rate < 1e9f ? s->rate : 0;
+    if (rate != who->rate || !who->fair_rate) {
+        who->rate = rate;
+        share_rate(c, who);
+    }
     who->n_held = s->held.n;
     if (who->is_draining || s->state == PL_WORKER_DRAINING) {
         members_move(c, who, PL_WORKER_DRAINING, "STATUS");

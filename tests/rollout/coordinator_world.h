@@ -13,9 +13,10 @@ typedef struct world {
     int n_durable; /* of ledger */
     int64_t now;
     uint64_t seq;
-    int fails;      /* the next record fails */
-    pl_peer killed; /* its process has ended */
-    int n_asked;    /* whether one has */
+    int fails;          /* the next record fails */
+    pl_peer killed;     /* its process has ended */
+    int n_asked;        /* whether one has */
+    uint32_t n_threads; /* of those who say HELLO */
 } world;
 
 static inline void on_send(void *ctx, const pl_peer *peer, const pl_msg *m)
@@ -171,6 +172,7 @@ static inline void hello(
                 .numeric_class = "class-a",
                 .build = "test",
                 .host = "h",
+                .n_threads = w->n_threads,
                 .max_seqs = seqs}});
 }
 

@@ -222,9 +222,10 @@ Test(coordinator, siblings_go_together_and_faster_workers_get_more)
     world *w = make();
     begin(w);
     hello(w, T, TRAINER, "trainer", 0);
-    worker(w, 1, 3, 64);
-    worker(w, 2, 3, 64);
-    worker(w, 3, 3, 2);
+    for (uint32_t i = 1; i <= 3; i++) {
+        w->n_threads = i; /* else they are equally fast */
+        worker(w, i, 3, i == 3 ? 2 : 64);
+    }
     status(w, 1, 3, 10);
     status(w, 2, 3, 30);
     status(w, 3, 3, 20);
@@ -242,6 +243,22 @@ Test(coordinator, siblings_go_together_and_faster_workers_get_more)
         n_whole += of1 == 4;
     }
     cr_expect_geq(n_whole, 2);
+    done(w);
+}
+
+Test(coordinator, workers_of_one_kind_get_the_same_whatever_they_measured)
+{
+    world *w = make();
+    begin(w);
+    hello(w, T, TRAINER, "trainer", 0);
+    worker(w, 1, 3, 64);
+    worker(w, 2, 3, 64);
+    status(w, 1, 3, 10); /* of long answers: few samples at once, few tokens a second */
+    status(w, 2, 3, 30);
+    groups(w, 5, 6, 4, 3);
+    sync_ledger(w);
+    cr_expect_eq(count(w, W, 1, PL_MSG_LEASE), 12);
+    cr_expect_eq(count(w, W, 2, PL_MSG_LEASE), 12);
     done(w);
 }
 

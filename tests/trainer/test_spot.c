@@ -49,6 +49,58 @@ Test(spot, training_lowers_the_loss)
     spot_bed_close(&b);
 }
 
+/* The largest change of a weight by the next step. */
+static double next_change(pl_spot *s)
+{
+    const size_t n = (size_t)s->file.head.n_elements;
+    float *before = malloc(n * sizeof *before);
+    double worst = 0;
+    spot_record r;
+
+    cr_assert_not_null(before);
+    int half = spot_valid(&s->file, &r);
+    memcpy(before, spot_half(&s->file, half, r.step).weights, n * sizeof *before);
+    spot_bed_work(s, 1);
+    half = spot_valid(&s->file, &r);
+    const float *after = spot_half(&s->file, half, r.step).weights;
+    for (size_t i = 0; i < n; i++)
+        worst = fmax(worst, fabs((double)after[i] - (double)before[i]));
+    free(before);
+    return worst;
+}
+
+Test(spot, who_has_learned_takes_small_steps)
+{
+    char dir[128], drafter[128];
+    pl_error err = {0};
+    spot_record r;
+    spot_bed b;
+
+    spot_bed_open(&b);
+    spot_bed_fill(&b, 1, 8);
+    pl_spot *s = spot_bed_spot(&b, NULL);
+    spot_bed_begin(&b, s, 1, 1);
+    spot_bed_work(s, 2);
+    const double at_first = next_change(s), lr = (double)b.o.train.lr;
+    cr_expect(at_first > 0.5 * lr && at_first < 2 * lr, "%g of %g", at_first, lr);
+    snprintf(dir, sizeof dir, "%s/handed-in", b.dir);
+    cr_assert_eq(pl_dir_make(dir, &err), PL_OK, "%s", err.msg);
+    cr_assert_eq(pl_eagle_save(s->e, dir, &err), PL_OK, "%s", err.msg);
+    pl_spot_free(s);
+    snprintf(drafter, sizeof drafter, "%s/other", b.dir);
+    b.o.dir = drafter;
+    b.o.init = dir;
+    s = spot_bed_spot(&b, NULL);
+    spot_bed_begin(&b, s, 1, 1);
+    spot_bed_work(s, 1);
+    const double then = next_change(s);
+    cr_expect(then > 0 && then < 0.2 * at_first, "%g after %g", then, at_first);
+    (void)spot_bed_hash(s, &r);
+    cr_expect_eq(r.step, SPOT_INIT_STEPS + 2);
+    pl_spot_free(s);
+    spot_bed_close(&b);
+}
+
 /* Of the half that is not valid: 0 when its record is void, else of what it holds. */
 static uint64_t other_hash(const pl_spot *s)
 {
