@@ -194,12 +194,35 @@ static pl_status clean(const arm *x, pl_error *err)
     return st;
 }
 
+/* All arms are there at once: on a machine that is too small for them they would take the files of
+ * one another out of memory, and the clock would show that. */
+static pl_status configure_arms(arms *a, pl_error *err)
+{
+    const pl_arch *arch = pl_source_arch(a->m.source);
+    const int longest = run_data_longest(&a->data);
+    pl_status st = PL_OK;
+    run_plan all, p;
+
+    run_plan_make(&a->config, arch, longest, a->b->n_threads, &all);
+    all.total -= all.workers + all.passes + all.drafter;
+    for (int k = 0; k < ARMS && st == PL_OK; k++) {
+        arm *x = &a->arm[k];
+        if (!x->is_used)
+            continue;
+        snprintf(x->dir, sizeof x->dir, "%s/arm-%s", a->dir, x->form->name);
+        st = load_config(a, x, &x->config, err);
+        if (st != PL_OK)
+            return st;
+        run_plan_make(&x->config, arch, longest, a->b->n_threads, &p);
+        all.total += p.workers + p.passes + p.drafter;
+    }
+    st = run_plan_check(&all, err);
+    return st == PL_OK ? st : pl_wrap(err, st, "the arms are there at once; --arms takes fewer");
+}
+
 static pl_status open_arm(arms *a, arm *x, pl_error *err)
 {
-    snprintf(x->dir, sizeof x->dir, "%s/arm-%s", a->dir, x->form->name);
-    pl_status st = load_config(a, x, &x->config, err);
-    if (st == PL_OK)
-        st = run_lock_directory(x->dir, &x->lock_fd, err);
+    pl_status st = run_lock_directory(x->dir, &x->lock_fd, err);
     if (st == PL_OK)
         st = clean(x, err);
     if (st == PL_OK)
@@ -327,6 +350,8 @@ static pl_status open_all(arms *a, pl_error *err)
             &a->data, &a->config, a->m.tokenizer, pl_source_arch(a->m.source)->n_ctx, err);
     a->total = a->b->steps > 1 ? (int)a->b->steps : (int)a->config.trainer.total_training_steps;
     a->total = a->b->quick ? 2 : a->total;
+    if (st == PL_OK)
+        st = configure_arms(a, err);
     if (st == PL_OK)
         st = open_trainer(a, err);
     if (st == PL_OK)
