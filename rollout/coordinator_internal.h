@@ -24,6 +24,7 @@ enum {
     END_WAIT_MS = 30000,    /* a trainer that wants to go on behind END has joined by then */
     SHARE_MS = 2000,        /* a batch keeps the share of a worker that may yet come so long */
     LOAD_MS = 60000,        /* and that of one that loads its weights */
+    PROMPTS_MIN = 8,        /* in a worker's share of a batch, at least */
     START_MS = 10000,       /* workers that are being started are waited for so long */
     FORGET_LOST_MS = 60000, /* a lost member's name is kept so long */
     REPLACE_MS = 3000,      /* one that is silent so long leaves its name to another peer */

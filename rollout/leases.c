@@ -306,14 +306,15 @@ static void grant(pl_coordinator *c, int64_t now_ns, const batch *b, group *g, s
     send_lease(c, now_ns, b, g, s);
 }
 
-/* How many siblings m takes at once: what is left of its share, at least one. */
+/* How many siblings m takes at once: they share its cache and its drafter's text, but lengths go by
+ * prompts, so a share is of several: else who gets the long ones holds the batch up. */
 static uint32_t how_many(const member *m, const shares *sh)
 {
-    const uint32_t room = m->max_seqs - m->n_leased;
-    const double share = share_of(m, sh);
-    if (share <= (double)m->n_leased + 1)
-        return 1;
-    return share - m->n_leased < (double)room ? (uint32_t)(share - m->n_leased) : room;
+    const double share = share_of(m, sh), left = share - m->n_leased;
+    double n = floor(share / PROMPTS_MIN);
+    n = n < left ? n : left;
+    n = n < m->max_seqs - m->n_leased ? n : m->max_seqs - m->n_leased;
+    return n > 1 ? (uint32_t)n : 1;
 }
 
 void leases_grant(pl_coordinator *c, int64_t now_ns)

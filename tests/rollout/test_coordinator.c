@@ -224,25 +224,43 @@ Test(coordinator, siblings_go_together_and_faster_workers_get_more)
     hello(w, T, TRAINER, "trainer", 0);
     for (uint32_t i = 1; i <= 3; i++) {
         w->n_threads = i; /* else they are equally fast */
-        worker(w, i, 3, i == 3 ? 2 : 64);
+        worker(w, i, 3, i == 3 ? 2 : 256);
     }
     status(w, 1, 3, 10);
     status(w, 2, 3, 30);
     status(w, 3, 3, 20);
-    groups(w, 5, 6, 4, 3);
+    groups(w, 5, 24, 4, 3);
     sync_ledger(w);
     const int n1 = count(w, W, 1, PL_MSG_LEASE), n2 = count(w, W, 2, PL_MSG_LEASE);
     cr_expect_eq(count(w, W, 3, PL_MSG_LEASE), 2, "no more than it runs at once");
-    cr_expect_eq(n1 + n2, 22);
-    cr_expect(n2 >= 12 && n1 >= 4, "%d and %d", n1, n2);
+    cr_expect_eq(n1 + n2, 94);
+    cr_expect(n2 >= 64 && n1 >= 20, "%d and %d", n1, n2);
     int n_whole = 0;
-    for (int g = 0; g < 6; g++) {
+    for (int g = 0; g < 24; g++) {
         int of1 = 0;
         for (int i = 0; i < n2; i++)
             of1 += (int)heard_nth(w, W, 2, PL_MSG_LEASE, i).u.lease.group == 50 + g;
         n_whole += of1 == 4;
     }
-    cr_expect_geq(n_whole, 2);
+    cr_expect_geq(n_whole, 12);
+    done(w);
+}
+
+Test(coordinator, a_small_share_is_of_several_prompts)
+{
+    world *w = make();
+    begin(w);
+    hello(w, T, TRAINER, "trainer", 0);
+    worker(w, 1, 3, 64);
+    worker(w, 2, 3, 64);
+    groups(w, 5, 4, 4, 3); /* every second prompt has long answers, say */
+    sync_ledger(w);
+    for (int g = 0; g < 4; g++) {
+        int n = 0;
+        for (int i = 0; i < 8; i++)
+            n += (int)heard_nth(w, W, 2, PL_MSG_LEASE, i).u.lease.group == 50 + g;
+        cr_expect_eq(n, 2, "prompt %d: %d", g, n);
+    }
     done(w);
 }
 

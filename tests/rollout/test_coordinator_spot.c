@@ -304,13 +304,13 @@ Test(coordinator_spot, samples_do_not_wait_for_ever_for_one_that_does_not_stop)
     for (int i = 0; i < 30; i++) {
         shows(w, 2, PL_WORKER_TRAINING, session_of(w, 1));
         if (stats(w).n_pending)
-            runs(w, 3, (const uint32_t[]){104, 105}, 2);
+            runs(w, 3, (const uint32_t[]){102, 105}, 2);
         wait_ms(w, 100);
         cr_assert(i > 15 || stats(w).n_pending == 2, "a moment it is waited for");
     }
     cr_assert_eq(stats(w).n_pending, 0);
     cr_assert_eq(nth_lease(w, 3, 0).u.lease.uid, 100);
-    cr_assert_eq(nth_lease(w, 3, 1).u.lease.uid, 101);
+    cr_assert_eq(nth_lease(w, 3, 1).u.lease.uid, 103);
     end(w);
 }
 
@@ -399,7 +399,7 @@ Test(coordinator_spot, a_session_of_another_epoch_is_halted_and_ids_rise)
         snprintf(name, sizeof name, "worker-%d", i);
         hello(w, W, (uint64_t)i, name, 8);
     }
-    runs(w, 1, (const uint32_t[]){100, 101}, 2);
+    runs(w, 1, (const uint32_t[]){100, 103}, 2);
     shows(w, 2, PL_WORKER_TRAINING, old);
     cr_assert_eq(heard(w, W, 2, PL_MSG_HALT).u.halt.session, old);
     shows(w, 3, PL_WORKER_IDLE, 0);
@@ -601,13 +601,13 @@ Test(coordinator_spot, figures_go_to_the_trainer_with_idle_time_up_to_the_last_r
 
 /* ---- tail consolidation ---- */
 
-/* Worker 1 runs 100 and 101, worker 2 runs 102 alone; enough time has passed. */
+/* Worker 1 runs 100 and 102, worker 2 runs 101 alone; enough time has passed. */
 static world *with_tail(uint32_t below)
 {
     world *w = with_workers(2, 1, below, BATCH);
     const uint32_t a[2] = {nth_lease(w, 1, 0).u.lease.uid, nth_lease(w, 1, 1).u.lease.uid};
     const uint32_t b[2] = {nth_lease(w, 2, 0).u.lease.uid, nth_lease(w, 2, 1).u.lease.uid};
-    cr_assert(a[0] == 100 && a[1] == 101 && b[0] == 102 && b[1] == 103);
+    cr_assert(a[0] == 100 && a[1] == 102 && b[0] == 101 && b[1] == 103);
     result(w, 2, BATCH, 103, 2);
     sync_ledger(w);
     wait_ms(w, 1800);
@@ -619,26 +619,26 @@ static world *with_tail(uint32_t below)
     return w;
 }
 
-static const uint32_t all_of_1[] = {100, 101}, of_2[] = {102};
+static const uint32_t all_of_1[] = {100, 102}, of_2[] = {101};
 
 Test(coordinator_spot, the_worker_with_fewer_samples_hands_over_what_is_known)
 {
-    const text t = bed_text(BATCH, 102);
+    const text t = bed_text(BATCH, 101);
     world *w = with_tail(3);
     cr_assert_gt(t.n, 3);
     const pl_msg h = heard(w, W, 2, PL_MSG_HANDOVER);
     cr_assert_eq(h.u.uids.batch, BATCH);
-    cr_assert_eq(bed_u32(&h.u.uids.uids, 0), 102);
+    cr_assert_eq(bed_u32(&h.u.uids.uids, 0), 101);
     cr_assert_eq(count(w, W, 1, PL_MSG_HANDOVER), 0);
     cr_assert_eq(stats(w).n_handovers, 1);
     runs(w, 2, of_2, 1); /* it has not heard it */
     cr_assert_eq(count(w, W, 1, PL_MSG_LEASE), 0);
     wait_ms(w, 1000);
     cr_assert_eq(count(w, W, 2, PL_MSG_HANDOVER), 2, "said again");
-    say(w, W, 2, progress(102, &t, 0, 3));
+    say(w, W, 2, progress(101, &t, 0, 3));
     runs(w, 2, NULL, 0);
     const pl_msg l = heard(w, W, 1, PL_MSG_LEASE);
-    cr_assert_eq(l.u.lease.uid, 102);
+    cr_assert_eq(l.u.lease.uid, 101);
     cr_assert_eq(l.u.lease.prefix.n, 2, "the last one is drawn again");
     cr_assert_eq(memcmp(l.u.lease.prefix.data, t.tokens, 8), 0);
     cr_assert_eq(count(w, W, 2, PL_MSG_LEASE), 0);
@@ -725,7 +725,7 @@ Test(coordinator_spot, who_does_not_answer_keeps_its_samples_after_lost_ms)
 Test(coordinator_spot, a_result_that_was_on_its_way_ends_the_handover)
 {
     world *w = with_tail(3);
-    result(w, 2, BATCH, 102, 2);
+    result(w, 2, BATCH, 101, 2);
     sync_ledger(w);
     cr_assert_eq(stats(w).n_done, 2);
     runs(w, 2, NULL, 0);
