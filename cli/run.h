@@ -164,6 +164,8 @@ void run_drafting_train_options(const run_config *c, pl_eagle_train_options *o);
 pl_status run_drafting_check(const run_config *c, const pl_model *m, pl_error *err);
 /* The newest published version of a run on this machine; 0: none. */
 uint32_t run_drafting_newest(const char *run_dir);
+/* What goes on: the policy of checkpoint `dir`, and which drafter. */
+void run_print_resume(const run_config *c, int64_t step, const char *dir);
 /* name: of the worker; run_dir NULL: the run is another machine's, nothing is trained here.  The
  * newest published version drafts, else speculative.drafter.init.  *borrows* all.  Errors:
  * PL_E_NOENT, PL_E_SHAPE (init is no drafter, or one of another model), PL_E_IO, PL_E_NOMEM. */

@@ -132,6 +132,17 @@ uint32_t run_drafting_newest(const char *run_dir)
     return find_version(dir, 1, UINT32_MAX);
 }
 
+void run_print_resume(const run_config *c, int64_t step, const char *dir)
+{
+    const uint32_t v = run_has_learned(c) ? run_drafting_newest(c->trainer.default_local_dir) : 0;
+
+    printf("resuming   after step %lld, from %s\n", (long long)step, dir);
+    if (v)
+        printf("drafter    version %u of this run goes on; speculative.drafter.init '%s' is for a "
+               "new run\n",
+            v, c->speculative.init);
+}
+
 pl_status run_drafting_check(const run_config *c, const pl_model *m, pl_error *err)
 {
     pl_eagle *e = NULL;

@@ -104,12 +104,7 @@ static pl_status resume(run *r, pl_error *err)
             "'%s' began with actor_rollout_ref.rollout.n %lld, which numbers its samples: keep it, "
             "or name another trainer.default_local_dir",
             run_dir(r), (long long)r->state.samples_per_group);
-    printf("resuming   after step %lld, from %s\n", (long long)r->state.step, dir);
-    const uint32_t drafter = run_has_learned(&r->config) ? run_drafting_newest(run_dir(r)) : 0;
-    if (drafter)
-        printf("drafter    version %u of this run goes on; speculative.drafter.init '%s' is for a "
-               "new run\n",
-            drafter, r->config.speculative.init);
+    run_print_resume(&r->config, r->state.step, dir);
     if (r->state.config_hash != hash)
         pl_log_warn(&r->log,
             "keys that decide the result differ from those of the checkpoint: continuing, but the "
