@@ -18,7 +18,11 @@ ctest --test-dir "$build" --output-on-failure --timeout 900 -V -j"$jobs" -LE e2e
 ctest --test-dir "$build" --output-on-failure --timeout 900 -V -j"$jobs" -L e2e >>"$log" 2>&1 || status=$?
 grep -E 'tests passed|tests failed|(Failed|Timeout)\)' "$log" || true
 if [ "$status" != 0 ]; then
-    grep -E '\[(FAIL|ERR |----|CRASH!)\]|error:|runtime error' "$log" | head -n 60
+    # What the failed programs said last: others print errors that their tests provoke.
+    grep -oE '[0-9]+ - [^ ]+ \((Failed|Timeout|Not Run|SEGFAULT|.*aborted)\)' "$log" | while read -r number _; do
+        grep -E "^$number: " "$log" | grep -E '\[(FAIL|ERR |----|CRASH!)\]|FAIL|rror|died|differ' | tail -n 20
+        grep -E "^$number: " "$log" | tail -n 20
+    done | cut -c1-400
     echo "FAILED; the whole log is $log"
     exit 1
 fi

@@ -81,7 +81,7 @@ class Peer:
             while b"READY" not in got:
                 data = self.s.recv(65536)
                 if not data:
-                    raise OSError("refused in the handshake")
+                    raise ConnectionError("refused in the handshake")
                 got += data
 
     def send(self, data):
@@ -178,24 +178,32 @@ def endless(address, piece, total):
     return f"not cut in {sent / MIB:.0f} MiB"
 
 
-def wrong_frames(address):
-    n = 0
-    for data in (frame(b"x"), frame(b"a", True) + frame(b"b", True) + frame(b"c")):
-        p = Peer(address)
+def cut_by(address, data, routing_id=None):
+    """1 if who says data is cut: in the handshake, while it sends, or soon after."""
+    try:
+        p = Peer(address, routing_id)
         p.send(data)
-        n += p.is_cut()
+    except ConnectionError:
+        return 1
+    return int(p.is_cut())
+
+
+def all_cut(n, of):
+    if n < of:
+        raise OSError(f"only {n} of {of} cut")
+    return f"{n} of {of} cut"
+
+
+def wrong_frames(address):
+    wrong = (frame(b"x"), frame(b"a", True) + frame(b"b", True) + frame(b"c"))
     for data in (frame(b"", True) + frame(b""), frame(b"", True) + frame(b"x")):
         Peer(address).send(data)
-    return f"{n} of 2 cut"
+    return all_cut(sum(cut_by(address, data) for data in wrong), 2)
 
 
 def strange_ids(address):
-    n = 0
-    for routing_id in (b"x", bytes([9]) + bytes(15), b"y" * 255, b"\x01" * 17):
-        p = Peer(address, routing_id)
-        p.send(status(1))
-        n += p.is_cut()
-    return f"{n} of 4 cut"
+    ids = (b"x", bytes([9]) + bytes(15), b"y" * 255, b"\x01" * 17)
+    return all_cut(sum(cut_by(address, status(1), i) for i in ids), 4)
 
 
 def not_zmtp(address):
@@ -233,15 +241,9 @@ def half_open(address, count=10000):
 
 def big_frames(address):
     """A frame longer than any may be, declared and sent."""
-    n = 0
-    for size in (3 * MIB, 2**31 + 1, 2**63 - 1, 2**64 - 1):
-        p = Peer(address)
-        try:
-            p.send(b"\x02" + struct.pack(">Q", size) + bytes(MIB))
-        except OSError:
-            pass
-        n += p.is_cut()
-    return f"{n} of 4 cut"
+    sizes = (3 * MIB, 2**31 + 1, 2**63 - 1, 2**64 - 1)
+    frames = (b"\x02" + struct.pack(">Q", size) + bytes(MIB) for size in sizes)
+    return all_cut(sum(cut_by(address, data) for data in frames), 4)
 
 
 def message_flood(address, seconds=3):
@@ -280,8 +282,11 @@ def half_dead(address):
     end = time.monotonic() + 20
     n = 0
     while time.monotonic() < end:
-        new = Peer(address, who)
         n += 1
+        try:
+            new = Peer(address, who)
+        except ConnectionError:
+            continue
         while time.monotonic() < end:
             try:
                 new.ask(70002, 0.5)
@@ -295,9 +300,11 @@ def half_dead(address):
     raise OSError(f"not back in by {n} connections")
 
 
+# Name, attack, most memory in MiB.  How much of an endless message is taken before it is cut is a
+# matter of when the server gets a processor: 90 MiB when it has one; 636 and 512 if never cut.
 ATTACKS = [
-    ("endless message of 1-byte frames", lambda a: endless(a, b"x", 32 * MIB), 300),
-    ("endless message of 64 KiB frames", lambda a: endless(a, b"x" * 65536, 512 * MIB), 200),
+    ("endless message of 1-byte frames", lambda a: endless(a, b"x", 32 * MIB), 450),
+    ("endless message of 64 KiB frames", lambda a: endless(a, b"x" * 65536, 512 * MIB), 400),
     ("one, three, empty frames", wrong_frames, 40),
     ("routing ids of nobody", strange_ids, 40),
     ("HTTP, TLS, random bytes", not_zmtp, 40),
