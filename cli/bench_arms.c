@@ -278,20 +278,26 @@ static pl_status resume(arms *a, pl_error *err)
     return st;
 }
 
+static const char csv_head[] =
+    "seed,step,arm,wall_s,tokens,tokens_per_s,accept_length,tail_tokens_per_s,idle_s,train_s,gate_"
+    "s,"
+    "pack_s,optimizer_steps,trained_tokens,loss,alpha_1,drafter_version,swaps,update_s,reward,"
+    "drafted_steps,drafted_emitted,tail_s,tail_steps,tail_emitted\n";
+
 static pl_status open_csv(arms *a, pl_error *err)
 {
-    char path[PL_CONFIG_STR];
+    char path[PL_CONFIG_STR], head[sizeof csv_head + 1] = "";
 
     snprintf(path, sizeof path, "%s/arms.csv", a->dir);
-    const int is_new = !pl_path_exists(path);
-    a->csv = fopen(path, "a");
+    a->csv = fopen(path, "a+");
     if (!a->csv)
         return pl_fail(err, PL_E_IO, "'%s' cannot be written", path);
-    if (is_new)
-        fprintf(a->csv, "seed,step,arm,wall_s,tokens,tokens_per_s,accept_length,tail_tokens_per_s,"
-                        "idle_s,train_s,gate_s,pack_s,optimizer_steps,trained_tokens,loss,alpha_1,"
-                        "drafter_version,swaps,update_s,reward,drafted_steps,drafted_emitted,"
-                        "tail_s,tail_steps,tail_emitted\n");
+    if (!fgets(head, sizeof head, a->csv))
+        fputs(csv_head, a->csv);
+    else if (strcmp(head, csv_head) != 0)
+        return pl_fail(err, PL_E_FORMAT,
+            "'%s' has other columns than this build writes: take another --dir", path);
+    (void)fseek(a->csv, 0, SEEK_END); /* C wants it between reading and writing */
     return PL_OK;
 }
 
@@ -489,6 +495,7 @@ static pl_status run_step(arms *a, int64_t step, pl_error *err)
         arm *x = &a->arm[k];
         if (!takes_part(a, x, step))
             continue;
+        x->batch.update_s = update_s;
         record(a, x, step, update_s);
         if (takes_part(a, x, step + 1))
             st = x->source.consume(x->source.self, step, &x->batch, a->state.policy_version, err);

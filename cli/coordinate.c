@@ -5,6 +5,7 @@
 #include "core/file.h"
 #include "rollout/coordinator.h"
 #include "tensor/tensor.h"
+#include "trainer/spot.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -20,6 +21,7 @@ typedef struct watch {
     double orphan_since;
     const run_config *config;
     observer *observer; /* NULL: nobody can watch */
+    int has_begun;
 } watch;
 
 enum { PATIENCE_S = 60, CONFIG_BYTES_MAX = 256 << 10 };
@@ -87,11 +89,26 @@ static pl_phase phase_of(const watch *w, const pl_coordinator_view *v)
     return PL_PHASE_UPDATE;
 }
 
+/* A ledger of its first epoch: what trained the drafter here before it was numbered by another. */
+static void disown_drafter(const char *run_dir)
+{
+    const pl_log log = {PL_LOG_WARN, STDERR_FILENO, isatty(STDERR_FILENO)};
+    char dir[PL_CONFIG_STR + 16];
+    pl_error err = {0};
+
+    snprintf(dir, sizeof dir, "%s/drafter", run_dir);
+    if (pl_spot_disown(dir, &err) != PL_OK)
+        pl_log_warn(&log, "the drafter is not trained: %s", err.msg);
+}
+
 static void observe(void *ctx, const pl_coordinator *machine, int64_t now_ns)
 {
     watch *w = ctx;
     pl_coordinator_view v;
 
+    if (!w->has_begun && pl_coordinator_epoch(machine) == 1)
+        disown_drafter(w->run_dir);
+    w->has_begun = 1;
     if (!w->observer)
         return;
     pl_snapshot *s = &w->observer->now;
@@ -152,7 +169,7 @@ static pl_status coordinate(
     char absolute[PL_CONFIG_STR + 16], address[512], run[20], *text = NULL;
     size_t n_text = 0;
     int fd = -1;
-    watch w = {dir, run_seconds(), c, NULL};
+    watch w = {dir, run_seconds(), c, NULL, 0};
     pl_error unwatched = {0};
     const pl_log log = {PL_LOG_WARN, STDERR_FILENO, isatty(STDERR_FILENO)};
     const pl_log told = {PL_LOG_INFO, log.fd, log.is_tty};

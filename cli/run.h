@@ -187,7 +187,8 @@ typedef struct run_session {
 } run_session;
 pl_status run_drafting_work(run_drafting *d, const run_session *s, int (*should_stop)(void *ctx),
     void *ctx, pl_spot_published *published, pl_error *err);
-/* A version that became durable when nobody was left to say so: 1, and where it is. */
+/* The newest version on disk, which may have become durable when nobody was left to say so, or when
+ * another ledger was there: 1, and where it is. */
 int run_drafting_unannounced(const run_drafting *d, pl_spot_published *out);
 void run_drafting_end(run_drafting *d);
 /* Figures since the last reset; idle_s is the caller's. */
@@ -231,6 +232,7 @@ typedef struct run_batch {
     int n_done;
     int64_t n_tokens; /* so far */
     double seconds;
+    double update_s; /* of the policy's training on it */
     pl_engine_stats stats;
     run_events events;
     run_draft_figures drafting;

@@ -134,7 +134,8 @@ uint32_t run_drafting_newest(const char *run_dir)
 
 void run_print_resume(const run_config *c, int64_t step, const char *dir)
 {
-    const uint32_t v = run_has_learned(c) ? run_drafting_newest(c->trainer.default_local_dir) : 0;
+    const int goes_on = run_has_learned(c) && (c->speculative.train || c->rollout.num_workers > 0);
+    const uint32_t v = goes_on ? run_drafting_newest(c->trainer.default_local_dir) : 0;
 
     printf("resuming   after step %lld, from %s\n", (long long)step, dir);
     if (v)
@@ -446,7 +447,7 @@ int run_drafting_unannounced(const run_drafting *d, pl_spot_published *out)
     const uint32_t v = find_version(d->dir, 1, UINT32_MAX);
 
     *out = (pl_spot_published){.version = v};
-    return v > d->version &&
+    return v > 0 &&
            snprintf(out->dir, sizeof out->dir, "%s/versions/%u", d->dir, v) < (int)sizeof out->dir;
 }
 

@@ -14,7 +14,7 @@ typedef struct local {
     double slice;           /* share of a step that trains it */
     int n_scored;           /* of the batch at hand */
     uint32_t version;       /* of the policy */
-    double rolled_out_at, update_s;
+    double update_s;        /* of the policy, the last one */
     const pl_log *log;
     double piece_s; /* of the spot trainer's work, running mean */
 } local;
@@ -197,7 +197,6 @@ static pl_status collect(void *self, run_batch *b, const run_sampling *s, pl_err
         pl_rewarder_settle(l->scorer->rewarder);
     if (st == PL_OK)
         spend_slice(l, b, l->log);
-    l->rolled_out_at = run_seconds();
     run_progress_clear(b->report);
     if (st != PL_OK)
         pl_engine_clear(l->engine);
@@ -218,8 +217,7 @@ static pl_status consume(
 {
     local *l = self;
     (void)step;
-    (void)b;
-    l->update_s = run_seconds() - l->rolled_out_at;
+    l->update_s = b->update_s;
     l->version = version;
     return pl_engine_new_version(l->engine, version, err);
 }

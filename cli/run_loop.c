@@ -413,8 +413,8 @@ static pl_status run_step(run *r, pl_error *err)
 {
     const double t0 = run_seconds();
     const int64_t step = r->state.step + 1, freq = r->config.trainer.save_freq;
-    pl_step_stats u;
     pl_error lost = {0};
+    pl_step_stats u;
 
     /* 1. Rollouts of the next groups under the current policy. */
     pl_status st = roll_out(r, err);
@@ -433,10 +433,10 @@ static pl_status run_step(run *r, pl_error *err)
     r->state.step = step;
     r->state.next_group += r->batch.n_groups;
     r->state.policy_version++;
+    r->batch.update_s = u.update_s;
     st = r->source.consume(r->source.self, step, &r->batch, r->state.policy_version, err);
 
-    /* 3. Records, then the checkpoint; a failed one is said and the run goes on.  A step without
-     * records has no checkpoint: continued, it is trained again, to the same bits. */
+    /* 3. Records, then the checkpoint; a failed one is said.  A step without records has none. */
     const int is_whole = st == PL_OK || st == PL_E_STOPPED;
     const pl_status recorded =
         record(r, &u, rolled_out_by, run_seconds() - t0, is_whole ? err : &lost);

@@ -20,6 +20,7 @@ typedef struct work {
     pl_engine *engine;
     run_drafting *drafting;         /* NULL: no learned drafter */
     char cache[PL_CONFIG_STR + 32]; /* what was fetched; empty until then */
+    uint32_t told;                  /* the newest version of the drafter that the run knows */
     /* A version of the drafter that waits to be announced; version 0: none. */
     pl_msg_drafter announced;
     char announced_dir[PL_CONFIG_STR + 64];

@@ -68,7 +68,7 @@ pl_status work_train(
     if (!published.version && t->is_lead && t->session != w->led)
         (void)run_drafting_unannounced(w->drafting, &published);
     w->led = t->session;
-    if (!published.version || published.version <= run_drafting_version(w->drafting))
+    if (!published.version || published.version <= w->told)
         return st;
     const pl_status announced = announce(w, &published, t->session, err);
     return announced != PL_OK ? announced : st;
@@ -143,6 +143,7 @@ pl_status work_drafter(
     char dir[DIR_ROOM], path[DIR_ROOM + 32];
     pl_status st = PL_OK;
 
+    w->told = d->version > w->told ? d->version : w->told;
     if (w->announced.version && d->version >= w->announced.version)
         w->announced.version = 0;
     if (!w->drafting || d->version == run_drafting_version(w->drafting))

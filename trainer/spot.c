@@ -130,8 +130,8 @@ static pl_status load_init(pl_spot *s, pl_error *err)
     return st;
 }
 
-/* What is not there begins with the first piece of work; a torn one is put aside by the lead then,
- * if there is something to begin with. */
+/* What is not there begins with the first piece of work; one that cannot be gone on with is put
+ * aside by the lead, if there is something to begin with. */
 static pl_status open_state(pl_spot *s, pl_error *err)
 {
     if (spot_file_has_moved(s))
@@ -284,9 +284,10 @@ pl_status pl_spot_begin(pl_spot *s, uint64_t session, int is_lead, const char *c
     s->stats = (pl_spot_stats){0};
     s->waiting_since = 0;
     st = open_state(s, err);
-    if (st == PL_OK && is_lead && spot_file_is_doubtful(s))
-        st = spot_file_put_aside(
-            s, "the machine was started since; going on from the checkpoint", err);
+    if (st == PL_OK && is_lead && s->file.fd >= 0 && s->init[0]) {
+        st = spot_file_open_sound(s, err);
+        st = st == PL_E_NOENT ? PL_OK : st;
+    }
     if (session == 0)
         s->session = s->file.fd < 0 ? 1 : (atomic_load(&spot_claim_of(&s->file)->owner) >> 16) + 1;
     if (st == PL_OK && s->file.fd >= 0)

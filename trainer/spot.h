@@ -52,6 +52,10 @@ void pl_spot_free(pl_spot *s);
 pl_status pl_spot_begin(pl_spot *s, uint64_t session, int is_lead, const char *const *buffers,
     int n, uint32_t newest, pl_error *err);
 
+/* The ledger that numbered the sessions so far is gone: those of a new one, which counts from 1
+ * again, may own the state in dir.  Errors: PL_E_IO. */
+pl_status pl_spot_disown(const char *dir, pl_error *err);
+
 typedef struct pl_spot_published {
     uint32_t version, parent; /* parent 0: none.  Versions count from 1 */
     char dir[4096];           /* of the drafter, EAGLE-3 layout, durable */

@@ -154,6 +154,9 @@ static pl_status load_half(pl_spot *s, const pl_file *f, pl_error *err)
     if (st == PL_OK)
         st = spot_file_make(s, e, &state, err);
     pl_eagle_free(e);
+    if (st == PL_OK)
+        pl_log_info(s->log, "drafter training goes on from checkpoint '%s', step %" PRId64, f->path,
+            r.step);
     return st;
 }
 
@@ -166,7 +169,5 @@ pl_status spot_checkpoint_load(pl_spot *s, const char *path, pl_error *err)
         return st;
     st = load_half(s, &f, err);
     pl_file_close(&f);
-    if (st == PL_OK)
-        pl_log_info(s->log, "drafter training goes on from checkpoint '%s'", path);
     return st;
 }

@@ -166,7 +166,6 @@ struct pl_spot {
     uint16_t mark;
 
     spot_file file;
-    int is_aside; /* the state was put aside: begin with the checkpoint */
     pl_eagle *e;  /* the weights of the half with s->seq */
     pl_eagle_trainer *t;
     uint64_t seq, vocab_id;
@@ -223,10 +222,10 @@ pl_status spot_file_make(pl_spot *s, const pl_eagle *e, const pl_eagle_state *fr
 int spot_file_has_moved(const pl_spot *s);
 /* Let go of the state; what is at its place is read anew. */
 void spot_file_forget(pl_spot *s);
-/* Leave the state for the user to look at; spot_start begins with the checkpoint. */
-pl_status spot_file_put_aside(pl_spot *s, const char *why, pl_error *err);
-/* It may lack what a power cut took, and there is a checkpoint. */
-int spot_file_is_doubtful(const pl_spot *s);
+/* The same for a lead: one that is torn, or that a power cut may have harmed, is left at
+ * dir/state.aside for the user to look at, and there is none then.  Errors: PL_E_TIMEOUT (another
+ * lead is at it), and as above. */
+pl_status spot_file_open_sound(pl_spot *s, pl_error *err);
 
 /* The valid record and its half (0, 1); -1: both are torn. */
 int spot_valid(const spot_file *f, spot_record *out);
@@ -286,8 +285,8 @@ void spot_own_done(pl_spot *s);
 
 /* ---- spot_vocab.c ---- */
 
-/* The first state: a new drafter, a drafter's directory or a checkpoint.  Errors: PL_E_TIMEOUT
- * (nothing to count yet), and those of loading. */
+/* The first state: what was saved in dir/checkpoint, else what init says: a new drafter, a drafter's
+ * directory or a checkpoint.  Errors: PL_E_TIMEOUT (nothing to count yet), and those of loading. */
 pl_status spot_start(pl_spot *s, pl_error *err);
 /* Another vocabulary, when it covers too little of the newest windows.  Errors: as spot_change. */
 pl_status spot_refresh(pl_spot *s, pl_error *err);

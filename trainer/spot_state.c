@@ -165,10 +165,6 @@ pl_status spot_head_check(
             "'%s' is the training of a drafter of another target (%016" PRIx64
             ", this one is %016" PRIx64 "); move it away or use its own model",
             path, h->target, s->o.windows.target);
-    if (h->has_average != (uint32_t)(s->o.train.ema > 0))
-        return pl_fail(err, PL_E_SHAPE,
-            "'%s' was trained %s an average of the weights (ema); set ema as it was", path,
-            h->has_average ? "with" : "without");
     if (h->n_vocab < 1 || h->n_vocab > pl_model_arch(s->target)->n_vocab || h->n_elements < 1 ||
         h->n_elements > (uint64_t)1 << 40 || file_bytes != h->file_bytes)
         return pl_fail(err, PL_E_FORMAT,
@@ -216,6 +212,11 @@ pl_status spot_file_open(pl_spot *s, pl_error *err)
         st = pl_fail(err, PL_E_FORMAT, "'%s' is too short for a state; move it away", path);
     if (st == PL_OK)
         st = spot_head_check(&f.head, s, (uint64_t)info.st_size, path, err);
+    if (st == PL_OK && f.head.has_average != (uint32_t)(s->o.train.ema > 0))
+        st = pl_fail(err, PL_E_FORMAT,
+            "'%s' was trained %s an average of the weights; move it away to go on from the "
+            "checkpoint",
+            path, f.head.has_average ? "with" : "without");
     if (st == PL_OK && f.head.file_bytes != SPOT_PAGE + 2 * spot_half_bytes(&f.head))
         st = pl_fail(err, PL_E_FORMAT, "'%s' names sizes that do not fit; move it away", path);
     f.size = (size_t)f.head.file_bytes;
@@ -251,20 +252,6 @@ void spot_file_forget(pl_spot *s)
     s->seq = s->vocab_id = 0;
 }
 
-pl_status spot_file_put_aside(pl_spot *s, const char *why, pl_error *err)
-{
-    char aside[SPOT_PATH + 16];
-
-    snprintf(aside, sizeof aside, "%s.aside", s->state_path);
-    spot_file_forget(s);
-    if (rename(s->state_path, aside) != 0)
-        return pl_fail(
-            err, PL_E_IO, "move '%s' to '%s': %s", s->state_path, aside, strerror(errno));
-    s->is_aside = 1;
-    pl_log_warn(s->log, "event=drafter_state_aside file='%s': %s", aside, why);
-    return PL_OK;
-}
-
 static uint64_t boot_id(void)
 {
     char id[64];
@@ -276,14 +263,69 @@ static uint64_t boot_id(void)
     return n > 0 ? pl_hash64(id, (size_t)n) : 0;
 }
 
-int spot_file_is_doubtful(const pl_spot *s)
+/* It may lack what a power cut took. */
+static int is_of_another_boot(const pl_spot *s)
 {
-    char path[SPOT_PATH + 16];
-    const uint64_t now = boot_id();
-    const uint64_t then = s->file.fd >= 0 ? atomic_load(&spot_claim_of(&s->file)->boot) : 0;
+    const uint64_t now = boot_id(), then = atomic_load(&spot_claim_of(&s->file)->boot);
+    return now && then && now != then;
+}
 
-    snprintf(path, sizeof path, "%s/checkpoint", s->dir);
-    return now && then && now != then && pl_path_exists(path);
+/* PL_OK: it is open and can be gone on with.  PL_E_FORMAT: it cannot. */
+static pl_status open_sound(pl_spot *s, pl_error *err)
+{
+    const pl_status st = s->file.fd < 0 ? spot_file_open(s, err) : PL_OK;
+    spot_record r;
+
+    if (st != PL_OK || !is_of_another_boot(s))
+        return st;
+    const int64_t step = spot_valid(&s->file, &r) < 0 ? 0 : r.step;
+    spot_file_forget(s);
+    return pl_fail(err, PL_E_FORMAT,
+        "'%s', at step %" PRId64 ", was last owned before this machine was started", s->state_path,
+        step);
+}
+
+static pl_status move_aside(pl_spot *s, const char *why, pl_error *err)
+{
+    char aside[SPOT_PATH + 16];
+
+    snprintf(aside, sizeof aside, "%s.aside", s->state_path);
+    if (rename(s->state_path, aside) != 0)
+        return pl_fail(
+            err, PL_E_IO, "move '%s' to '%s': %s", s->state_path, aside, strerror(errno));
+    pl_log_warn(s->log, "event=drafter_state_aside file='%s': %s", aside, why);
+    return PL_OK;
+}
+
+pl_status spot_file_open_sound(pl_spot *s, pl_error *err)
+{
+    pl_error why = {0};
+    struct stat here, locked;
+    pl_status st = open_sound(s, &why);
+
+    if (st != PL_E_FORMAT)
+        return st == PL_OK ? st : pl_fail(err, st, "%s", why.msg);
+    /* Another lead may do the same: who has the file's lock looks again. */
+    const int fd = open(s->state_path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0 || flock(fd, LOCK_EX) != 0) {
+        st = pl_fail(err, errno == ENOENT ? PL_E_NOENT : PL_E_IO, "lock '%s': %s", s->state_path,
+            strerror(errno));
+    } else {
+        st = open_sound(s, &why);
+        const int is_it = fstat(fd, &locked) == 0 && stat(s->state_path, &here) == 0 &&
+                          locked.st_ino == here.st_ino && locked.st_dev == here.st_dev;
+        if (st == PL_E_FORMAT && is_it)
+            st = move_aside(s, why.msg, err) == PL_OK
+                     ? pl_fail(err, PL_E_NOENT, "'%s' was put aside", s->state_path)
+                     : PL_E_IO;
+        else if (st == PL_E_FORMAT)
+            st = pl_fail(err, PL_E_TIMEOUT, "'%s' is being put aside", s->state_path);
+        else if (st != PL_OK)
+            st = pl_fail(err, st, "%s", why.msg);
+    }
+    if (fd >= 0)
+        (void)close(fd);
+    return st;
 }
 
 /* ---- made ---- */
@@ -374,6 +416,26 @@ pl_status spot_claim_take(pl_spot *s, pl_error *err)
             return PL_OK;
         }
     }
+}
+
+pl_status pl_spot_disown(const char *dir, pl_error *err)
+{
+    char path[SPOT_PATH];
+    const uint64_t nobody = 0;
+    spot_head h;
+
+    snprintf(path, sizeof path, "%s/state", dir);
+    const int fd = open(path, O_RDWR | O_CLOEXEC);
+    if (fd < 0)
+        return errno == ENOENT ? PL_OK : pl_fail(err, PL_E_IO, "'%s': %s", path, strerror(errno));
+    pl_status st = PL_OK;
+    if (pread(fd, &h, sizeof h, 0) == (ssize_t)sizeof h &&
+        memcmp(h.magic, state_magic, sizeof h.magic) == 0 &&
+        pwrite(fd, &nobody, sizeof nobody, SPOT_CLAIM + (off_t)offsetof(spot_claim, owner)) !=
+            (ssize_t)sizeof nobody)
+        st = pl_fail(err, PL_E_IO, "'%s': %s", path, strerror(errno));
+    (void)close(fd);
+    return st;
 }
 
 pl_status spot_claim_check(const pl_spot *s, pl_error *err)

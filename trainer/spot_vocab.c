@@ -149,27 +149,27 @@ static pl_status start_from(pl_spot *s, pl_error *err)
     return st;
 }
 
-/* The state was put aside: what was saved last, else anew. */
-static pl_status start_again(pl_spot *s, pl_error *err)
+/* What was saved last, when it is whole and of this target; else anew. */
+static pl_status start(pl_spot *s, pl_error *err)
 {
     char path[SPOT_PATH + 16];
     pl_error why = {0};
 
     snprintf(path, sizeof path, "%s/checkpoint", s->dir);
-    s->is_aside = 0;
-    if (spot_checkpoint_load(s, path, &why) == PL_OK)
-        return PL_OK;
-    pl_log_warn(s->log, "drafter training begins anew: %s", why.msg);
+    const pl_status st = pl_path_exists(path) ? spot_checkpoint_load(s, path, &why) : PL_E_NOENT;
+    if (st == PL_E_FORMAT || st == PL_E_SHAPE)
+        pl_log_warn(s->log, "drafter training begins anew: %s", why.msg);
+    else if (st != PL_E_NOENT)
+        return st == PL_OK ? st : pl_fail(err, st, "%s", why.msg);
     return strcmp(s->init, "random") == 0 ? start_random(s, err) : start_from(s, err);
 }
 
 pl_status spot_start(pl_spot *s, pl_error *err)
 {
     pl_error why = {0};
-    pl_status st = spot_file_open(s, &why);
+    const int is_sound = s->is_lead && s->init[0];
+    const pl_status st = is_sound ? spot_file_open_sound(s, &why) : spot_file_open(s, &why);
 
-    if (st == PL_E_FORMAT && s->is_lead && s->init[0])
-        st = spot_file_put_aside(s, why.msg, &why) == PL_OK ? PL_E_NOENT : PL_E_IO;
     if (st != PL_E_NOENT && !(st == PL_E_FORMAT && s->init[0]))
         return st == PL_OK ? st : pl_fail(err, st, "%s", why.msg);
     if (s->init[0] == '\0')
@@ -179,9 +179,7 @@ pl_status spot_start(pl_spot *s, pl_error *err)
             s->state_path);
     if (!s->is_lead)
         return pl_fail(err, PL_E_TIMEOUT, "drafter training: the lead has not begun yet");
-    if (s->is_aside)
-        return start_again(s, err);
-    return strcmp(s->init, "random") == 0 ? start_random(s, err) : start_from(s, err);
+    return start(s, err);
 }
 
 /* ---- another vocabulary ---- */

@@ -486,6 +486,9 @@ static void expect_goes_on_from_the_checkpoint(spot_bed *b, int64_t step)
     spot_record r;
 
     pl_spot *s = spot_bed_spot(b, NULL);
+    spot_bed_begin(b, s, 8, 1);
+    pl_spot_free(s); /* gone before it did anything */
+    s = spot_bed_spot(b, NULL);
     spot_bed_begin(b, s, 9, 1);
     spot_bed_work(s, 1);
     (void)spot_bed_hash(s, &r);
@@ -532,6 +535,65 @@ Test(spot, a_torn_state_and_one_of_before_a_reboot_give_way_to_the_checkpoint)
     spot_bed_work(s, 1);
     (void)spot_bed_hash(s, &r);
     cr_expect_eq(r.step, 1, "neither is whole: anew");
+    atomic_fetch_xor(&spot_claim_of(&s->file)->boot, 1);
+    pl_spot_free(s);
+    cr_assert_eq(unlink(saved), 0);
+    s = spot_bed_spot(&b, NULL);
+    spot_bed_begin(&b, s, 12, 1);
+    spot_bed_work(s, 1);
+    (void)spot_bed_hash(s, &r);
+    cr_expect_eq(r.step, 1, "of another boot, and nothing was saved: anew");
+    pl_spot_free(s);
+    spot_bed_close(&b);
+}
+
+Test(spot, a_ledger_that_counts_from_the_start_again_may_own_the_state)
+{
+    pl_error err = {0};
+    spot_record r;
+    spot_bed b;
+
+    spot_bed_open(&b);
+    spot_bed_fill(&b, 1, 3);
+    pl_spot *s = spot_bed_spot(&b, NULL);
+    spot_bed_begin(&b, s, 9, 1);
+    spot_bed_work(s, 3);
+    pl_spot_free(s);
+    s = spot_bed_spot(&b, NULL);
+    cr_expect_eq(pl_spot_begin(s, 1, 1, NULL, 0, 1, &err), PL_E_PEER, "an earlier one may not");
+    cr_expect_eq(pl_spot_disown("/nowhere", &err), PL_OK, "there is none: %s", err.msg);
+    cr_assert_eq(pl_spot_disown(b.drafter, &err), PL_OK, "%s", err.msg);
+    spot_bed_begin(&b, s, 1, 1);
+    spot_bed_work(s, 1);
+    (void)spot_bed_hash(s, &r);
+    cr_expect_eq(r.step, 4, "step %lld", (long long)r.step);
+    pl_spot_free(s);
+    spot_bed_close(&b);
+}
+
+Test(spot, a_state_without_an_average_gives_way_to_its_checkpoint)
+{
+    char saved[128];
+    pl_error err = {0};
+    spot_record r;
+    spot_bed b;
+
+    spot_bed_open(&b);
+    spot_bed_fill(&b, 1, 3);
+    b.o.train.ema = 0;
+    snprintf(saved, sizeof saved, "%s/checkpoint", b.drafter);
+    pl_spot *s = spot_bed_spot(&b, NULL);
+    spot_bed_begin(&b, s, 1, 1);
+    spot_bed_work(s, 3);
+    cr_assert_eq(pl_spot_checkpoint(s, saved, &err), PL_OK, "%s", err.msg);
+    cr_assert_eq(pl_spot_checkpoint_wait(s, &err), PL_OK, "%s", err.msg);
+    pl_spot_free(s);
+    b.o.train.ema = 0.9f;
+    s = spot_bed_spot(&b, NULL);
+    spot_bed_begin(&b, s, 2, 1);
+    spot_bed_work(s, 1);
+    (void)spot_bed_hash(s, &r);
+    cr_expect_eq(r.step, 4, "step %lld", (long long)r.step);
     pl_spot_free(s);
     spot_bed_close(&b);
 }
