@@ -307,6 +307,7 @@ pl_status pl_coordinator_tick(pl_coordinator *c, int64_t now_ns, pl_error *err)
         c->is_waiting = 0;
         c->want_grant = 1;
     }
+    c->want_grant |= c->is_kept;
     act(c, now_ns);
     if (coordinator_is_late(now_ns, c->told_batch_ns, BATCH_MS))
         batches_tell(c, now_ns);

@@ -24,7 +24,7 @@ enum {
     END_WAIT_MS = 30000,    /* a trainer that wants to go on behind END has joined by then */
     SHARE_MS = 2000,        /* a batch keeps the share of a worker that may yet come so long */
     LOAD_MS = 60000,        /* and that of one that loads its weights */
-    PROMPTS_MIN = 8,        /* in a worker's share of a batch, at least */
+    SHARE_PARTS = 8,        /* a share of a batch is taken in so many turns */
     START_MS = 10000,       /* workers that are being started are waited for so long */
     FORGET_LOST_MS = 60000, /* a lost member's name is kept so long */
     REPLACE_MS = 3000,      /* one that is silent so long leaves its name to another peer */
@@ -218,6 +218,7 @@ struct pl_coordinator {
     batch *current;
     int n_seen;     /* workers at once, at most, in this epoch */
     int want_grant; /* something changed that may allow a lease */
+    int is_kept;    /* samples wait for members that load: the next tick looks again */
     length_mean *lengths;
     size_t n_lengths, room_lengths;
 

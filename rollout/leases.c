@@ -163,7 +163,8 @@ static int could_take(const pl_coordinator *c, const member *m, uint32_t version
 
 /* Rates of workers that may take leases of a version. */
 typedef struct shares {
-    double mean, sum; /* tokens/s */
+    uint32_t version;
+    double mean, sum; /* tokens/s; the mean of those who have loaded it, if any has */
     double n_samples; /* that are pending or leased; while others are awaited all */
     int is_shared;    /* nobody takes more than his share: others will be here soon */
 } shares;
@@ -196,18 +197,21 @@ static int is_shared(const pl_coordinator *c, int64_t now_ns, const batch *b)
            is_loading(c, b->groups[b->n_groups - 1]->m.policy_version);
 }
 
-static int counts(const pl_coordinator *c, const member *m, const shares *sh, uint32_t version)
+static int counts(const pl_coordinator *c, const member *m, const shares *sh)
 {
-    return sh->is_shared ? is_awaited(m) : could_take(c, m, version);
+    return sh->is_shared ? is_awaited(m) : could_take(c, m, sh->version);
 }
 
+/* Who has yet to load is kept no more than the mean: a claimed rate must not keep all from others.
+ */
 static double rate_of(const member *m, const shares *sh)
 {
-    return m->fair_rate > 0 ? (double)m->fair_rate : sh->mean;
+    const double rate = m->fair_rate > 0 ? (double)m->fair_rate : sh->mean;
+    return m->policy_version != sh->version && rate > sh->mean ? sh->mean : rate;
 }
 
 /* Those who cannot take as many as would be theirs leave the rest to the others. */
-static void share_rest(const pl_coordinator *c, shares *sh, uint32_t version)
+static void share_rest(const pl_coordinator *c, shares *sh)
 {
     const double samples = sh->n_samples, sum = sh->sum;
 
@@ -216,7 +220,7 @@ static void share_rest(const pl_coordinator *c, shares *sh, uint32_t version)
         double rest = samples, rates = sum;
         for (int i = 0; i < c->n_members; i++) {
             const member *m = c->members[i];
-            if (counts(c, m, sh, version) && each * rate_of(m, sh) > m->max_seqs) {
+            if (counts(c, m, sh) && each * rate_of(m, sh) > m->max_seqs) {
                 rest -= m->max_seqs;
                 rates -= rate_of(m, sh);
             }
@@ -228,28 +232,44 @@ static void share_rest(const pl_coordinator *c, shares *sh, uint32_t version)
     }
 }
 
-static shares share_out(pl_coordinator *c, int64_t now_ns, const batch *b, uint32_t version)
+/* The mean rate of those that are counted and known, of all or of those that have loaded. */
+static double mean_rate(const pl_coordinator *c, const shares *sh, int is_of_loaded)
 {
-    shares sh = {.is_shared = is_shared(c, now_ns, b)};
-    double known = 0;
-    int n_known = 0, n = 0;
+    double sum = 0;
+    int n = 0;
     for (int i = 0; i < c->n_members; i++) {
         const member *m = c->members[i];
-        if (!counts(c, m, &sh, version))
-            continue;
-        n++;
-        n_known += m->fair_rate > 0;
-        known += (double)m->fair_rate;
+        if (counts(c, m, sh) && m->fair_rate > 0 &&
+            (!is_of_loaded || m->policy_version == sh->version)) {
+            sum += (double)m->fair_rate;
+            n++;
+        }
     }
+    return n ? sum / n : 0;
+}
+
+static shares share_out(pl_coordinator *c, int64_t now_ns, const batch *b, uint32_t version)
+{
+    shares sh = {.is_shared = is_shared(c, now_ns, b), .version = version};
+    int n = 0;
+
+    sh.mean = mean_rate(c, &sh, 1);
+    if (sh.mean <= 0)
+        sh.mean = mean_rate(c, &sh, 0);
+    if (sh.mean <= 0)
+        sh.mean = 1;
+    for (int i = 0; i < c->n_members; i++)
+        if (counts(c, c->members[i], &sh)) {
+            sh.sum += rate_of(c->members[i], &sh);
+            n++;
+        }
     c->n_seen = n > c->n_seen ? n : c->n_seen;
-    sh.mean = n_known ? known / n_known : 1;
     if (c->n_seen < (int)c->o.n_workers && !coordinator_is_late(now_ns, c->begin_ns, START_MS))
-        n = (int)c->o.n_workers; /* the rest is being started */
-    sh.sum = known + sh.mean * (n - n_known);
+        sh.sum += sh.mean * ((int)c->o.n_workers - n); /* the rest is being started */
     for (uint32_t i = 0; i < b->n_groups; i++)
         for (uint32_t k = 0; k < b->groups[i]->m.n; k++)
             sh.n_samples += sh.is_shared || b->groups[i]->samples[k].state <= SAMPLE_LEASED;
-    share_rest(c, &sh, version);
+    share_rest(c, &sh);
     return sh;
 }
 
@@ -306,12 +326,12 @@ static void grant(pl_coordinator *c, int64_t now_ns, const batch *b, group *g, s
     send_lease(c, now_ns, b, g, s);
 }
 
-/* How many siblings m takes at once: they share its cache and its drafter's text, but lengths go by
- * prompts, so a share is of several: else who gets the long ones holds the batch up. */
+/* How many siblings m takes before another is asked: they share its cache and its drafter's text,
+ * but lengths go by prompts, and who got all the long ones would hold the batch up. */
 static uint32_t how_many(const member *m, const shares *sh)
 {
     const double share = share_of(m, sh), left = share - m->n_leased;
-    double n = floor(share / PROMPTS_MIN);
+    double n = floor(share / SHARE_PARTS);
     n = n < left ? n : left;
     n = n < m->max_seqs - m->n_leased ? n : m->max_seqs - m->n_leased;
     return n > 1 ? (uint32_t)n : 1;
@@ -362,8 +382,7 @@ void leases_grant(pl_coordinator *c, int64_t now_ns)
             grant(c, now_ns, b, g, s, m);
         }
     }
-    /* members_update asked for it again; what was kept for others is offered to all later */
-    c->want_grant = is_shared(c, now_ns, b);
+    c->is_kept = is_shared(c, now_ns, b); /* for others: offered to all later */
 }
 
 /* ---- STATUS ---- */

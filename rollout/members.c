@@ -406,21 +406,24 @@ static int is_as_fast(const member *a, const member *b)
 }
 
 /* Workers of one host with as many threads are equally fast: what they measure differs by the
- * lengths that they happened to get, and would give the same one too much again. */
+ * lengths that they happened to get, and would give the same one too much again.  The middle one
+ * (of two the lower): one that lies, or that its machine slows down, says nothing of the others. */
 static void share_rate(pl_coordinator *c, const member *who)
 {
-    double sum = 0;
+    float rates[MEMBERS_MAX];
     int n = 0;
     for (int i = 0; i < c->n_members; i++) {
         const member *m = c->members[i];
-        if (is_as_fast(m, who) && m->rate > 0) {
-            sum += (double)m->rate;
-            n++;
+        if (is_as_fast(m, who) && m->rate > 0 && n < MEMBERS_MAX) {
+            int at = n++;
+            for (; at > 0 && rates[at - 1] > m->rate; at--)
+                rates[at] = rates[at - 1];
+            rates[at] = m->rate;
         }
     }
     for (int i = 0; i < c->n_members; i++)
         if (is_as_fast(c->members[i], who))
-            c->members[i]->fair_rate = n ? (float)(sum / n) : 0;
+            c->members[i]->fair_rate = n ? rates[(n - 1) / 2] : 0;
 }
 
 int members_status(pl_coordinator *c, int64_t now_ns, member *who, const pl_msg *m)

@@ -280,6 +280,23 @@ Test(coordinator, workers_of_one_kind_get_the_same_whatever_they_measured)
     done(w);
 }
 
+Test(coordinator, who_claims_a_rate_and_does_not_load_keeps_no_more_than_its_part)
+{
+    world *w = make();
+    begin(w);
+    hello(w, T, TRAINER, "trainer", 0);
+    for (uint32_t i = 1; i <= 2; i++) {
+        w->n_threads = i;
+        worker(w, i, 4 - i, 64); /* the second has another version */
+    }
+    status(w, 1, 3, 100);
+    status(w, 2, 2, 9e8f);
+    groups(w, 5, 6, 4, 3);
+    sync_ledger(w);
+    cr_expect_eq(count(w, W, 1, PL_MSG_LEASE), 12);
+    done(w);
+}
+
 Test(coordinator, prompts_with_long_answers_go_first)
 {
     world *w = with_batch(8);
