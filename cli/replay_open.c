@@ -44,14 +44,18 @@ int64_t replay_checkpoint(const char *run_dir, int64_t limit)
 static int longest(const replay *r)
 {
     const int n_ctx = pl_source_arch(r->m.source)->n_ctx;
-    const int64_t most = r->config.actor.ppo_max_token_len / 32 * 32;
+    int64_t budget = r->config.actor.ppo_max_token_len;
+    for (int i = 0; i < r->sittings.n; i++)
+        if (r->sittings.list[i].config.actor.ppo_max_token_len > budget)
+            budget = r->sittings.list[i].config.actor.ppo_max_token_len;
+    const int64_t most = budget / 32 * 32;
     const int fits = most > 0 && most < n_ctx ? (int)most : n_ctx;
     replay_index x;
     pl_error none = {0};
 
     if (r->o->rollouts || replay_index_read(&x, r->o->run_dir, &none) != PL_OK)
         return fits;
-    const int64_t n = x.longest + r->config.data.max_response_length;
+    const int64_t n = (int64_t)x.longest + x.max_tokens; /* of any sitting */
     replay_index_done(&x);
     return n < fits ? (int)n : fits;
 }

@@ -69,7 +69,8 @@ int audit_has_shape(const pl_trainer *t, const pl_sample *x, int *position)
     if (!r || !r->prompt || !r->tokens || !r->logprobs)
         return 0;
     if (r->n_tokens < 1 || r->n_tokens > o->max_tokens || r->n_prompt < 1 ||
-        r->n_prompt > t->max_len - r->n_tokens)
+        r->n_prompt > t->max_len - r->n_tokens ||
+        pl_train_rows(r->n_prompt + r->n_tokens) > t->budget)
         return 0;
     if (memcmp(&r->temperature, &o->temperature, sizeof r->temperature) != 0 ||
         !is_prompt(r, x->prompt, a->n_vocab))

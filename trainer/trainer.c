@@ -365,6 +365,10 @@ static pl_status check_sample(step_run *s, pl_sample *x, pl_error *err)
     if (r->n_prompt + r->n_tokens > t->max_len)
         return pl_fail(err, PL_E_SHAPE, "sample of uid %u has %d tokens, %d are planned for",
             r->uid, r->n_prompt + r->n_tokens, t->max_len);
+    if (pl_train_rows(r->n_prompt + r->n_tokens) > t->budget)
+        return pl_fail(err, PL_E_INVAL,
+            "sample of uid %u has %d tokens: a micro-batch (ppo_max_token_len) holds %d", r->uid,
+            r->n_prompt + r->n_tokens, t->budget);
     return PL_OK;
 }
 

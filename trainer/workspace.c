@@ -164,10 +164,11 @@ pl_status pl_trainer_set_options(
     const int budget = pl_pad32((int)o->ppo_max_token_len);
 
     assert(t && total_steps > 0);
-    if (budget > t->room || pl_train_rows(t->max_len) > budget || (o->use_kl_loss && !t->ref))
+    if (budget > t->room || (o->use_kl_loss && !t->ref))
         return pl_fail(err, PL_E_CONFIG,
-            "trainer: ppo_max_token_len %lld or use_kl_loss is not what its memory was taken for",
-            (long long)o->ppo_max_token_len);
+            "trainer: ppo_max_token_len %lld (there is room for %d) or use_kl_loss is not what its "
+            "memory was taken for",
+            (long long)o->ppo_max_token_len, t->room);
     memcpy(activations, t->o.activations, sizeof activations);
     t->o = *o;
     memcpy(t->o.activations, activations, sizeof activations);
