@@ -14,7 +14,7 @@ typedef struct report {
 
 /* A line of arms.csv, as far as the report reads it. */
 typedef struct row {
-    int is_there;
+    int is_there; /* of a sum: steps */
     double wall_s, tokens, update_s;
     double drafted_steps, drafted_emitted;
     double tail_s, tail_steps, tail_emitted;
@@ -47,7 +47,7 @@ static pl_status read_rows(const report *a, row *rows, pl_error *err)
     return PL_OK;
 }
 
-/* Sums over the steps in which the arm and none took part. */
+/* Sums over the steps in which the arm and none took part.  Returns how many. */
 static int add_up(const report *a, const row *rows, int k, row *sum, row *none)
 {
     *sum = *none = (row){0};
@@ -55,7 +55,7 @@ static int add_up(const report *a, const row *rows, int k, row *sum, row *none)
         const row *at[] = {&rows[step * ARMS + k], &rows[step * ARMS + NONE]};
         row *to[] = {sum, none};
         for (int i = 0; i < 2 && at[0]->is_there && at[1]->is_there; i++) {
-            to[i]->is_there = 1;
+            to[i]->is_there++;
             to[i]->wall_s += at[i]->wall_s;
             to[i]->tokens += at[i]->tokens;
             to[i]->update_s += at[i]->update_s;
@@ -86,7 +86,7 @@ static pl_status report_arm(const report *a, const row *rows, int k, pl_error *e
     row x, none;
 
     if (!add_up(a, rows, k, &x, &none))
-        return PL_OK;
+        return PL_OK; /* it took part in none of them */
     const double s = none.wall_s / x.wall_s;
     const double f = none.wall_s / (none.wall_s + none.update_s);
     pl_status st = report_figure(a, k, "", x.tokens / x.wall_s, s, err);
@@ -98,9 +98,10 @@ static pl_status report_arm(const report *a, const row *rows, int k, pl_error *e
             (none.wall_s + none.update_s) / (x.wall_s + x.update_s), err);
     if (st == PL_OK)
         fprintf(a->b->notes,
-            "    acceptance length %.3f of rounds that drafted, %.3f in the tail; rollout is %.3f "
-            "of a step of none, 1 / (1 - f + f / s) = %.3f\n",
-            x.drafted_steps > 0 ? x.drafted_emitted / x.drafted_steps : 1,
+            "    %d steps; acceptance length %.3f of rounds that drafted, %.3f in the tail; "
+            "rollout is "
+            "%.3f of a step of none, 1 / (1 - f + f / s) = %.3f\n",
+            x.is_there, x.drafted_steps > 0 ? x.drafted_emitted / x.drafted_steps : 1,
             x.tail_steps > 0 ? x.tail_emitted / x.tail_steps : 1, f, 1 / (1 - f + f / s));
     return st;
 }
@@ -113,6 +114,8 @@ pl_status bench_arms_report(bench *b, const char *dir, int64_t seed, int64_t tot
     pl_status st = rows ? read_rows(&a, rows, err)
                         : pl_fail(err, PL_E_NOMEM, "no memory for the report of bench arms");
 
+    if (st == PL_OK && total < 4)
+        fprintf(b->notes, "  fewer than 4 steps: there is no last quarter to report\n");
     for (int k = 0; k < ARMS && st == PL_OK; k++)
         st = report_arm(&a, rows, k, err);
     free(rows);
