@@ -32,7 +32,7 @@ static const pl_config_key rollout_keys[] = {
     {ROLLOUT "heartbeat_timeout", R(heartbeat_timeout), PL_INT, 1, 3600, "10", NULL,
         "seconds of silence after which a worker's samples go elsewhere; a worker says nothing "
         "during a pass of the model, so more than the longest of those"},
-    {ROLLOUT "consolidate_below", R(consolidate_below), PL_INT, 0, 1024, "4", NULL,
+    {ROLLOUT "consolidate_below", R(consolidate_below), PL_INT, 0, 1024, "0", NULL,
         "when at most so many samples run in all, one worker takes them and the others train the "
         "drafter; 0: never"},
     {ROLLOUT "ignore_eos", R(ignore_eos), PL_BOOL, 0, 0, "false", NULL,
