@@ -21,7 +21,8 @@
 
 enum {
     LANES = 16,
-    X_BYTES = 64 /* of a row's block of 32 k */
+    X_BYTES = 64, /* of a row's block of 32 k */
+    ASKING_ROWS = 4
 };
 typedef __m512 vec;
 
@@ -53,7 +54,8 @@ static inline __m512i odd_pairs(const uint16_t *w)
     return _mm512_mask_blend_epi16(0x55555555, _mm512_loadu_si512(w), second);
 }
 
-/* One block of 32 k, one tile of 16 outputs: sum[r] = e + o. */
+/* One block of 32 k, one tile of 16 outputs: sum[r] = e + o.  With few rows, asking for weights
+ * ahead only keeps the processor from doing so itself (docs/SPEED.md). */
 static inline __attribute__((always_inline)) void block(
     __m512 *sum, const int rows, const unsigned char *x, const uint16_t *w, int ahead)
 {
@@ -65,8 +67,10 @@ static inline __attribute__((always_inline)) void block(
     for (int s = 0; s < 8; s++) {
         const unsigned char *at = x + 8 * s;
         __asm__("" : "+r"(at)); /* or gcc computes all addresses first, and spills them */
-        _mm_prefetch((const char *)(w + ahead + 64 * s), _MM_HINT_T1);
-        _mm_prefetch((const char *)(w + ahead + 64 * s + 32), _MM_HINT_T1);
+        if (rows > ASKING_ROWS) {
+            _mm_prefetch((const char *)(w + ahead + 64 * s), _MM_HINT_T1);
+            _mm_prefetch((const char *)(w + ahead + 64 * s + 32), _MM_HINT_T1);
+        }
         const __m512i even = even_pairs(w + 64 * s);
         const __m512i odd = odd_pairs(w + 64 * s);
 #pragma GCC unroll 16
