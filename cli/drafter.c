@@ -115,7 +115,9 @@ static pl_status run_eval(const drafter_options *o, cli_model *m, const pl_log *
     s.o.window = (int)o->window;
     s.o.max_windows = (int)o->windows;
     s.o.depth = (int)o->depth;
-    pl_status st = load(&s, o, m, err);
+    pl_status st = drafter_check_budgets(o->budget, err);
+    if (st == PL_OK)
+        st = load(&s, o, m, err);
     if (st == PL_OK && !o->data)
         st = pl_fail(err, PL_E_USAGE, "--data is missing: rollout records to measure on");
     if (st == PL_OK)
@@ -136,6 +138,8 @@ static pl_status run_eval(const drafter_options *o, cli_model *m, const pl_log *
         drafter_print_heading(g.depth);
         drafter_print_figures(&g, g.n[0]);
     }
+    if (st == PL_OK)
+        st = drafter_measure_budgets(o->budget, &held, &s, o->json, err);
     drafter_student_done(&s);
     drafter_features_done(&held);
     drafter_data_done(&data);
@@ -197,7 +201,7 @@ static const verb verbs[] = {
         run_warmup},
     {"eval", "drafter eval --model PATH --drafter DIR --data FILE|DIR [options]",
         " model data drafter window windows depth hold-out noise-seed temperature memory-mb "
-        "eval-tokens threads isa json ",
+        "eval-tokens budget threads isa json ",
         run_eval},
     {"export", "drafter export --model PATH --drafter DIR --out DIR", COPY_OPTIONS, run_copy},
     {"import", "drafter import --model PATH --drafter DIR --out DIR", COPY_OPTIONS, run_copy},
@@ -250,7 +254,8 @@ static pl_status parse(
             "mix (-log alpha and cross-entropy), lk (hybrid), ce or eagle1 (mix)"},
         {"alpha-weight", CLI_FLOAT, &o->alpha_weight, 0, 1, "R",
             "of -log alpha in the mix, the rest is cross-entropy (0.5)"},
-        {"depth-decay", CLI_FLOAT, &o->depth_decay, 0, 1, "R", "weight of a depth (0.8)"},
+        {"depth-decay", CLI_FLOAT, &o->depth_decay, 0, 1, "R",
+            "weight of a depth; 0: measured, as the tokens that it gains (0.8)"},
         {"ema", CLI_FLOAT, &o->ema, 0, 0.99999, "R", "decay of averaged weights; 0: none (0)"},
         {"seed", CLI_INT, &o->seed, 0, 9e18, "S", "of the random start and of the order (0)"},
         {"hold-out", CLI_STRING, &o->hold, 0, 0, "WORD",
@@ -260,6 +265,8 @@ static pl_status parse(
         {"memory-mb", CLI_INT, &o->memory_mb, 1, 1 << 20, "N", "MiB of features at most (1024)"},
         {"eval-every", CLI_INT, &o->every, 1, 1e9, "N", "updates between held-out figures (100)"},
         {"eval-tokens", CLI_INT, &o->eval_tokens, 256, 1e9, "N", "held-out positions (8192)"},
+        {"budget", CLI_STRING, &o->budget, 0, 0, "LIST",
+            "STEPS_TOPK_VERIFY of trees, commas between (1_1_2,4_2_8,6_4_16)"},
         {"threads", CLI_INT, &o->model.threads, 0, 1024, "N", "0: one a core (0)"},
         {"isa", CLI_STRING, &o->model.isa, 0, 0, "ISA", "auto, amx, avx512, avx2 or ref (auto)"},
         {"resume", CLI_FLAG, &o->resume, 0, 0, NULL, "go on with the warm-up in --out"},
@@ -287,6 +294,7 @@ int cmd_drafter(int argc, char **argv)
         .hold = "prompt",
         .schedule = "cosine",
         .loss = "mix",
+        .budget = "1_1_2,4_2_8,6_4_16",
         .window = 256,
         .windows = 2,
         .depth = 4,

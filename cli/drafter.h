@@ -132,6 +132,11 @@ typedef struct drafter_student {
 /* Figures over the spans of f (with draws), until max_tokens positions have been seen. */
 pl_status drafter_measure(drafter_figures *out, const drafter_features *f, const drafter_student *s,
     int64_t max_tokens, pl_error *err);
+/* Acceptance length of trees of each budget of "STEPS_TOPK_VERIFY,..." (a checked list) over the
+ * samples of f, a line each.  Errors: PL_E_STOPPED, PL_E_NOMEM, PL_E_USAGE. */
+pl_status drafter_check_budgets(const char *list, pl_error *err);
+pl_status drafter_measure_budgets(const char *list, const drafter_features *f,
+    const drafter_student *s, int as_json, pl_error *err);
 /* One line for eyes, or one object a line. */
 void drafter_print_heading(int depth);
 void drafter_print_figures(const drafter_figures *g, int64_t tokens);
@@ -141,7 +146,7 @@ void drafter_print_json(const drafter_figures *g, int64_t step, int64_t tokens);
 
 typedef struct drafter_options {
     cli_model_options model;
-    const char *data, *drafter, *out, *config, *hold, *schedule, *loss;
+    const char *data, *drafter, *out, *config, *hold, *schedule, *loss, *budget;
     int64_t vocab, steps, tokens, window, windows, depth, seed, noise_seed, memory_mb, every;
     int64_t eval_tokens;
     double lr, temperature, alpha_weight, depth_decay, ema;

@@ -1,8 +1,10 @@
-/* cli/drafter_eval.c - figures of a drafter on held-out samples: alpha, coupled acceptance, tau. */
+/* cli/drafter_eval.c - figures of a drafter on held-out samples: alpha, coupled acceptance, tau;
+ * and the acceptance length that whole trees of a budget would have had, by exact replay. */
 #include "cli/drafter.h"
 #include "cli/run.h"
 #include "core/json.h"
 #include "core/rng.h"
+#include "drafter/replay.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -184,4 +186,98 @@ void drafter_print_json(const drafter_figures *g, int64_t step, int64_t tokens)
         fwrite(j.data, 1, j.n, stdout);
     fflush(stdout);
     pl_json_done(&j);
+}
+
+/* ---- budgets ---- */
+
+/* A sample as one window: the drafter looks back over all of it. */
+static pl_feature_window whole_window(
+    const drafter_features *f, const drafter_span *s, const drafter_noise *noise)
+{
+    const size_t cp = (size_t)f->cp;
+
+    return (pl_feature_window){.uid = s->sample->uid,
+        .noise_key = pl_noise_key(noise->seed),
+        .purpose = PL_NOISE_SAMPLE,
+        .temperature = noise->temperature,
+        .top_p = 1,
+        .n_prompt = s->sample->n_prompt,
+        .position = s->begin,
+        .n = s->sample->n - s->begin,
+        .tokens = s->sample->tokens + s->begin,
+        .features = f->features + s->row * PL_FEATURE_LAYERS * cp,
+        .hidden = f->hidden + s->row * cp};
+}
+
+static void print_budget(const pl_replay_options *o, const pl_replay_window *w, int n, int as_json)
+{
+    long long tokens = 0, rounds = 0;
+
+    for (int i = 0; i < n; i++) {
+        tokens += w[i].n_tokens;
+        rounds += w[i].n_rounds;
+    }
+    printf(as_json ? "{\"budget\":\"%d_%d_%d\",\"acceptance_length\":%.4f,\"tokens\":%lld,"
+                     "\"rounds\":%lld}\n"
+                   : "fixed:%d_%d_%d  acceptance length %.3f  (%lld tokens, %lld rounds)\n",
+        o->steps, o->topk, o->verify, pl_replay_tau(w, n), tokens, rounds);
+    fflush(stdout);
+}
+
+static int is_stopped(void *ctx)
+{
+    (void)ctx;
+    return cli_stop != 0;
+}
+
+/* The next of "STEPS_TOPK_VERIFY,..."; NULL: none, or it is wrong (rest). */
+static const char *next_budget(const char *list, pl_replay_options *o)
+{
+    int n = 0;
+
+    *o = (pl_replay_options){0};
+    if (sscanf(list, "%d_%d_%d%n", &o->steps, &o->topk, &o->verify, &n) != 3 || n == 0 ||
+        (list[n] && list[n] != ',') || o->steps < 1 || o->steps > 16 || o->topk < 1 ||
+        o->topk > MOST_WIDE || o->verify < 2 || o->verify > PL_DRAFT_MAX)
+        return NULL;
+    return list + n + (list[n] == ',');
+}
+
+pl_status drafter_check_budgets(const char *list, pl_error *err)
+{
+    pl_replay_options o;
+
+    for (const char *p = list; *p;) {
+        const char *next = next_budget(p, &o);
+        if (!next)
+            return pl_fail(err, PL_E_USAGE,
+                "--budget '%s' is no list of STEPS_TOPK_VERIFY (1 to 16, 1 to %d, 2 to %d), as "
+                "6_4_16,1_1_2",
+                list, MOST_WIDE, PL_DRAFT_MAX);
+        p = next;
+    }
+    return PL_OK;
+}
+
+pl_status drafter_measure_budgets(const char *list, const drafter_features *f,
+    const drafter_student *s, int as_json, pl_error *err)
+{
+    const size_t n = (size_t)f->n_spans;
+    pl_feature_window *windows = calloc(n, sizeof *windows);
+    pl_replay_window *out = calloc(n, sizeof *out);
+    pl_replay_options o;
+    pl_status st =
+        windows && out ? PL_OK : pl_fail(err, PL_E_NOMEM, "no memory for %zu windows", n);
+
+    for (size_t i = 0; i < n && st == PL_OK; i++)
+        windows[i] = whole_window(f, &f->spans[i], &s->noise);
+    for (const char *p = list; *p && st == PL_OK;) {
+        p = next_budget(p, &o);
+        st = pl_replay(f->m->model, s->eagle, windows, (int)n, &o, is_stopped, NULL, out, err);
+        if (st == PL_OK)
+            print_budget(&o, out, (int)n, as_json);
+    }
+    free(windows);
+    free(out);
+    return st;
 }

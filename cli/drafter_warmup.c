@@ -15,6 +15,8 @@
 
 enum { SHORTEST = 4, SAY_EVERY = 20, BAD_IN_A_ROW = 3, PATH_ROOM = 4096 };
 
+#define DEPTHS_DECAY 0.95 /* of the mean that measured depth weights go by */
+
 enum { PART = 32768 }; /* positions whose windows are shuffled together */
 
 typedef struct piece { /* a window to be */
@@ -36,6 +38,7 @@ typedef struct warmup {
     int n_pieces, room_pieces;
     int64_t wanted; /* tokens */
     int n_bad;
+    double measured[PL_EAGLE_DEPTH_MAX]; /* running mean of alpha; [0] 0: none yet */
     /* since the last line */
     double t0, loss, alpha[PL_EAGLE_DEPTH_MAX];
     int64_t n_steps, n_tokens;
@@ -189,6 +192,18 @@ static void say_progress(warmup *w)
     memset(w->alpha, 0, sizeof w->alpha);
 }
 
+/* Each depth weighs as the tokens that a pass gains by it.  A resumed warm-up measures anew. */
+static void weigh_depths(warmup *w, const double *alpha)
+{
+    const double decay = w->measured[0] > 0 ? DEPTHS_DECAY : 0;
+    float weights[PL_EAGLE_DEPTH_MAX];
+
+    for (int d = 0; d < w->s.o.depth; d++)
+        w->measured[d] = decay * w->measured[d] + (1 - decay) * alpha[d];
+    pl_eagle_depth_weights(weights, w->measured, w->s.o.depth);
+    pl_eagle_trainer_set_depth_weights(w->s.trainer, weights);
+}
+
 static pl_status train_once(warmup *w, const pl_eagle_window *windows, int n, pl_error *err)
 {
     pl_eagle_step_stats stats;
@@ -215,6 +230,8 @@ static pl_status train_once(warmup *w, const pl_eagle_window *windows, int n, pl
     w->loss += stats.loss;
     for (int d = 0; d < w->s.o.depth; d++)
         w->alpha[d] += stats.alpha[d];
+    if (w->o->depth_decay == 0)
+        weigh_depths(w, stats.alpha);
     if (w->place.step % SAY_EVERY == 0)
         say_progress(w);
     return PL_OK;
@@ -366,9 +383,9 @@ static pl_status start_again(warmup *w, pl_error *err)
 static uint64_t options_hash(const drafter_options *o, const drafter_noise *noise)
 {
     const double mix[] = {(double)o->vocab, (double)o->window, (double)o->windows, (double)o->depth,
-        (double)o->seed, (double)o->memory_mb, (double)noise->temperature};
-    const uint64_t hash = pl_hash64(mix, sizeof mix);
-    return strcmp(o->loss, "mix") == 0 ? hash : hash ^ pl_hash64(o->loss, strlen(o->loss));
+        (double)o->seed, (double)o->memory_mb, (double)noise->temperature, o->lr, o->alpha_weight,
+        o->depth_decay, o->ema, strcmp(o->schedule, "cosine") == 0};
+    return pl_hash64(mix, sizeof mix) ^ pl_hash64(o->loss, strlen(o->loss));
 }
 
 static pl_status prepare(warmup *w, const pl_log *log, pl_error *err)
@@ -450,7 +467,7 @@ pl_status drafter_warmup(const drafter_options *o, cli_model *m, const pl_log *l
     w->s.o.depth = (int)o->depth;
     w->s.o.lr = (float)o->lr;
     w->s.o.alpha_weight = (float)o->alpha_weight;
-    w->s.o.depth_decay = (float)o->depth_decay;
+    w->s.o.depth_decay = (float)(o->depth_decay > 0 ? o->depth_decay : 1);
     w->s.o.ema = (float)o->ema;
     pl_status st = drafter_loss_parse(&w->s.o.loss, o->loss, err);
     if (st == PL_OK)

@@ -39,6 +39,7 @@ same "$work/whole/trainer.state" "$work/parts/trainer.state" "and the same momen
 warmup "$work/seed" --steps 50 --seed 1 >"$work/log" 2>&1
 differs "$work/whole/model.safetensors" "$work/seed/model.safetensors" "another seed, another drafter"
 expect 64 "other options" "a resume with another window" -- warmup "$work/parts" --resume --steps 60 --depth 3
+expect 64 "other options" "a resume at another rate" -- warmup "$work/parts" --resume --steps 60 --lr 1e-4
 head -n 40 "$work/data.jsonl" >"$work/less.jsonl"
 expect 64 "other data" "a resume on other data" -- warmup "$work/parts" --resume --steps 60 --data "$work/less.jsonl"
 expect 64 "is there already" "a warm-up over another" -- warmup "$work/whole" --steps 60
@@ -77,6 +78,10 @@ eval_of() {
 same "$work/whole/model.safetensors" "$work/imported/model.safetensors" "export and import keep every weight"
 eval_of "$work/whole" >"$work/a" 2>"$work/log" && eval_of "$work/imported" >"$work/b" 2>"$work/log"
 same "$work/a" "$work/b" "and every figure"
+for budget in 1_1_2 4_2_8 6_4_16; do
+    grep -qE "\"budget\":\"$budget\",\"acceptance_length\":[1-9]\.[0-9]+,\"tokens\":[1-9]" "$work/a" || { cat "$work/a"; fail "$budget"; }
+done
+passed "whole trees of three budgets are replayed"
 mkdir "$work/run" "$work/run/rollouts"
 zstd -q <"$work/data.jsonl" >"$work/run/rollouts/step_000001.jsonl.zst"
 "$PACELINE" drafter eval --model "$work/tiny" --drafter "$work/whole" --data "$work/run" --noise-seed 3 --json \
@@ -84,6 +89,10 @@ zstd -q <"$work/data.jsonl" >"$work/run/rollouts/step_000001.jsonl.zst"
 same "$work/a" "$work/b" "a run's compressed rollouts are read"
 
 expect 66 "is not there: paceline drafter warmup" "no such drafter" -- eval_of "$work/none"
+expect 64 "is no list of STEPS_TOPK_VERIFY" "a budget that is none" -- "$PACELINE" drafter eval --model "$work/tiny" \
+    --drafter "$work/whole" --data "$work/data.jsonl" --budget 6_4
+warmup "$work/measured" --steps 50 --depth-decay 0 >"$work/log" 2>&1 || { cat "$work/log"; fail "measured depth weights"; }
+differs "$work/whole/model.safetensors" "$work/measured/model.safetensors" "depths are weighed as they are measured"
 expect 64 "drafter is missing" "no drafter named" -- "$PACELINE" drafter eval --model "$work/tiny" --data "$work/data.jsonl"
 "$PACELINE" tiny "$work/other" --hidden 96 >"$work/log" 2>&1 || { cat "$work/log"; fail "another model"; }
 expect 65 "whole" "a drafter of another target" -- \
