@@ -203,6 +203,7 @@ static pl_status coordinate(
             .n_workers = (uint32_t)c->rollout.num_workers,
             .stall_s = (uint32_t)c->trainer.stall_seconds,
             .spot_min_idle = is_training ? (int)c->speculative.min_workers : 0,
+            .spot_budget_s = (uint32_t)c->speculative.session_seconds,
             .consolidate_below = is_training ? (uint32_t)c->rollout.consolidate_below : 0,
             .join_timeout_s = c->trainer.stall_seconds > 0 ? 60 : 0},
         .ledger = ledger,

@@ -32,6 +32,7 @@ typedef struct run_speculative_options { /* speculative.* */
     int64_t spec_steps, spec_topk, window;
     int train;
     int64_t buffer_mb, batch, gate_seconds, gate_tokens, gate_samples, min_workers, max_versions;
+    int64_t session_seconds;
     double lr, slice;
 } run_speculative_options;
 

@@ -85,6 +85,8 @@ static const pl_config_key speculative_keys[] = {
         "seconds of training before a new version is weighed against the serving one"},
     {"speculative.train.min_workers_for_training", S(min_workers), PL_INT, 1, 1024, "1", NULL,
         "idle workers that begin a session"},
+    {"speculative.train.max_session_seconds", S(session_seconds), PL_INT, 0, 86400, "0", NULL,
+        "seconds that idle workers train in a step at most; 0: until its last response"},
     {"speculative.train.max_versions", S(max_versions), PL_INT, 2, 1000, "16", NULL,
         "published drafters that are kept"},
     {"speculative.train.slice", S(slice), PL_FLOAT, 0, 1, "0.08", NULL,

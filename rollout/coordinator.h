@@ -27,6 +27,8 @@ typedef struct pl_coordinator_options {
     uint32_t stall_s;      /* trainer.stall_seconds; 0: never report */
     uint32_t join_timeout_s; /* no trainer or no worker for so long is said in the log */
     int spot_min_idle; /* so many idle workers begin a session of the spot trainer; 0: never */
+    uint32_t
+        spot_budget_s; /* its sessions of one batch take so long at most; 0: as the batch does */
     uint32_t consolidate_below; /* so few running samples are put together on fewer workers; 0: off
                                  */
     int members_max;            /* at once, lost ones too; 0: 1024 */

@@ -127,6 +127,8 @@ static void join(pl_coordinator *c, int64_t now_ns, member *m, int is_lead)
 static void begin(pl_coordinator *c, int64_t now_ns, member *lead, const char *cause)
 {
     c->session.last = c->session.id ? c->session.id : c->session.last;
+    if (c->session.n_begun == 0 || c->session.batch != c->current->id)
+        c->session.begin_ns = now_ns;
     c->session.id = c->epoch << 32 | ++c->session.n_begun;
     c->session.batch = c->current->id;
     c->session.policy_version = lead->policy_version;
@@ -150,7 +152,8 @@ static void begin_if_due(pl_coordinator *c, int64_t now_ns)
 {
     int n_idle = 0, n_busy = 0;
     if (c->o.spot_min_idle <= 0 || !c->current || c->current->id >> 32 != 0 ||
-        c->current->n_durable != c->current->n_groups || c->is_draining || c->is_done)
+        c->current->n_durable != c->current->n_groups || c->is_draining || c->is_done ||
+        c->session.spent == c->current->id + 1)
         return;
     for (int i = 0; i < c->n_members; i++) {
         n_idle += is_idle(c, c->members[i]);
@@ -160,7 +163,7 @@ static void begin_if_due(pl_coordinator *c, int64_t now_ns)
         begin(c, now_ns, lowest(c, NULL), "idle workers");
 }
 
-static const char *why_over(const pl_coordinator *c)
+static const char *why_over(pl_coordinator *c, int64_t now_ns)
 {
     if (c->is_draining || c->is_done)
         return "the run ends";
@@ -170,6 +173,11 @@ static const char *why_over(const pl_coordinator *c)
         return "another policy";
     if (c->current->was_complete || batches_is_complete(c->current))
         return "the batch is complete";
+    if (c->o.spot_budget_s > 0 &&
+        coordinator_is_late(now_ns, c->session.begin_ns, 1000 * c->o.spot_budget_s)) {
+        c->session.spent = c->session.batch + 1;
+        return "its time is used up";
+    }
     return NULL;
 }
 
@@ -238,6 +246,9 @@ void sessions_on_status(pl_coordinator *c, int64_t now_ns, member *who, const pl
 {
     who->shown_session = s->session;
     if (!s->session) {
+        if (who->halted_ns)
+            pl_log_info(c->log, "event=session_left worker=%s ms=%.1f", who->name,
+                (double)(now_ns - who->halted_ns) / 1e6);
         who->halted_ns = 0;
         return;
     }
@@ -260,7 +271,7 @@ void sessions_on_status(pl_coordinator *c, int64_t now_ns, member *who, const pl
 void sessions_tick(pl_coordinator *c, int64_t now_ns)
 {
     if (c->session.id) {
-        const char *cause = why_over(c);
+        const char *cause = why_over(c, now_ns);
         if (cause)
             stop(c, now_ns, cause);
         else if (!has_lead(c, now_ns))

@@ -387,6 +387,39 @@ Test(coordinator_spot, ends_with_the_run_and_with_another_batch)
     end(w);
 }
 
+Test(coordinator_spot, ends_when_its_time_is_used_up_and_none_begins_in_that_batch)
+{
+    world *w = make();
+    pl_coordinator_options o = bed_options();
+    o.spot_min_idle = 1;
+    o.spot_budget_s = 1;
+    cr_assert_eq(start(w, &o), PL_OK);
+    sync_ledger(w);
+    hello(w, T, TRAINER, "trainer", 0);
+    for (uint64_t i = 1; i <= 2; i++)
+        worker(w, i, VERSION, 8);
+    groups(w, BATCH, 2, 2, VERSION);
+    sync_ledger(w);
+    finish(w, 2);
+    shows(w, 2, PL_WORKER_TRAINING, session_of(w, 1));
+    for (int i = 0; i < 9; i++) {
+        wait_ms(w, 100);
+        shows(w, 2, PL_WORKER_TRAINING, session_of(w, 1));
+        shows(w, 1, PL_WORKER_BUSY, 0);
+    }
+    cr_assert_eq(count(w, W, 2, PL_MSG_HALT), 0);
+    wait_ms(w, 200);
+    cr_assert_eq(count(w, W, 2, PL_MSG_HALT), 1);
+    cr_assert_eq(stats(w).session, 0);
+    for (int i = 0; i < 20; i++) {
+        shows(w, 2, PL_WORKER_IDLE, 0);
+        shows(w, 1, PL_WORKER_BUSY, 0);
+        wait_ms(w, 100);
+    }
+    cr_assert_eq(count(w, W, 2, PL_MSG_TRAIN), 1);
+    end(w);
+}
+
 Test(coordinator_spot, a_session_of_another_epoch_is_halted_and_ids_rise)
 {
     world *w = in_session();
