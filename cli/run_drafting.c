@@ -148,7 +148,8 @@ pl_status run_drafting_check(const run_config *c, const pl_model *m, pl_error *e
 {
     pl_eagle *e = NULL;
 
-    if (!run_has_learned(c) || strcmp(c->speculative.init, "random") == 0)
+    const int has_own = c->speculative.train && run_drafting_newest(c->trainer.default_local_dir);
+    if (!run_has_learned(c) || has_own || strcmp(c->speculative.init, "random") == 0)
         return PL_OK;
     const pl_status st = pl_eagle_load(&e, m, c->speculative.init, err);
     pl_eagle_free(e);

@@ -200,9 +200,9 @@ static pl_status open_run(run *r, int dry_run, pl_error *err)
     run_plan_make(&r->config, pl_source_arch(r->m.source), run_data_longest(&r->data),
         pl_team_size(r->m.team), &r->plan);
     run_plan_print(&r->plan, stdout);
-    fflush(stdout);
-    if (dry_run)
-        return run_drafting_check(&r->config, r->m.model, err);
+    st = run_drafting_check(&r->config, r->m.model, err);
+    if (dry_run || st != PL_OK)
+        return st;
     st = run_plan_check(&r->plan, err);
     if (st == PL_OK)
         st = r->is_remote ? run_lock(run_dir(r), "trainer.lock", &r->lock_fd, err)

@@ -99,6 +99,7 @@ void run_plan_print(const run_plan *p, FILE *out)
     }
     line(out, "other", p->other, "tokenizer, data, responses, suffix automata");
     line(out, "total", p->total, "");
+    fflush(out);
 }
 
 pl_status run_plan_check(const run_plan *p, pl_error *err)

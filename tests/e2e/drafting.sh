@@ -51,8 +51,15 @@ same "$(policy "$work/w0" 5)" "$(policy "$work/w2" 5)" "damaged drafter files, o
 # What is wrong is said, and nothing starts from random weights by itself.
 quiet="trainer.val_before_train=false"
 expect 78 'drafter.init' "method eagle without a drafter" -- run_tiny "$work/x" speculative.method=eagle speculative.drafter.init= $quiet
-expect 66 'drafter.init' "a drafter that is not there" -- run_tiny "$work/x" speculative.method=auto speculative.drafter.init="$work/none" $quiet
+for n in 0 2; do
+    for train in true false; do
+        # shellcheck disable=SC2086
+        expect 66 'drafter.init' "a drafter that is not there, $n workers, training $train" -- run_tiny "$work/x" \
+            speculative.method=auto speculative.drafter.init="$work/none" rollout.num_workers=$n \
+            speculative.train.enable_drafter_training=$train $quiet
+    done
+done
 "$PACELINE" tiny "$work/other" --init-std 0.08 --hidden 96 >/dev/null
 expect 65 'drafter.init.*hidden' "a drafter of another model" -- run_tiny "$work/x" speculative.method=auto \
-    speculative.drafter.init="$work/w0/drafter/versions/1" model.path="$work/other" $quiet
+    speculative.drafter.init="$work/slice/drafter/versions/1" model.path="$work/other" $quiet
 echo "$checks checks"
