@@ -279,10 +279,9 @@ static pl_status resume(arms *a, pl_error *err)
 }
 
 static const char csv_head[] =
-    "seed,step,arm,wall_s,tokens,tokens_per_s,accept_length,tail_tokens_per_s,idle_s,train_s,gate_"
-    "s,"
-    "pack_s,optimizer_steps,trained_tokens,loss,alpha_1,drafter_version,swaps,update_s,reward,"
-    "drafted_steps,drafted_emitted,tail_s,tail_steps,tail_emitted\n";
+    "seed,step,arm,wall_s,tokens,tokens_per_s,accept_length,tail_tokens_per_s,idle_s,train_s,"
+    "gate_s,pack_s,optimizer_steps,trained_tokens,loss,alpha_1,drafter_version,swaps,update_s,"
+    "reward,drafted_steps,drafted_emitted,tail_s,tail_steps,tail_emitted\n";
 
 static pl_status open_csv(arms *a, pl_error *err)
 {

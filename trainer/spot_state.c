@@ -307,9 +307,12 @@ pl_status spot_file_open_sound(pl_spot *s, pl_error *err)
         return st == PL_OK ? st : pl_fail(err, st, "%s", why.msg);
     /* Another lead may do the same: who has the file's lock looks again. */
     const int fd = open(s->state_path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0 || flock(fd, LOCK_EX) != 0) {
-        st = pl_fail(err, errno == ENOENT ? PL_E_NOENT : PL_E_IO, "lock '%s': %s", s->state_path,
-            strerror(errno));
+    if (fd < 0 || flock(fd, LOCK_EX | LOCK_NB) != 0) {
+        st = pl_fail(err,
+            errno == ENOENT        ? PL_E_NOENT
+            : errno == EWOULDBLOCK ? PL_E_TIMEOUT
+                                   : PL_E_IO,
+            "lock '%s': %s", s->state_path, strerror(errno));
     } else {
         st = open_sound(s, &why);
         const int is_it = fstat(fd, &locked) == 0 && stat(s->state_path, &here) == 0 &&

@@ -1,6 +1,5 @@
 /* trainer/spot_vocab.c - the draft vocabulary of a new drafter, counted from responses, and another
  * one when the policy has moved away from it; how a state begins. */
-#include "core/file.h"
 #include "trainer/spot_internal.h"
 
 #include <inttypes.h>
@@ -156,7 +155,7 @@ static pl_status start(pl_spot *s, pl_error *err)
     pl_error why = {0};
 
     snprintf(path, sizeof path, "%s/checkpoint", s->dir);
-    const pl_status st = pl_path_exists(path) ? spot_checkpoint_load(s, path, &why) : PL_E_NOENT;
+    const pl_status st = spot_checkpoint_load(s, path, &why);
     if (st == PL_E_FORMAT || st == PL_E_SHAPE)
         pl_log_warn(s->log, "drafter training begins anew: %s", why.msg);
     else if (st != PL_E_NOENT)
