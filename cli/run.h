@@ -194,7 +194,7 @@ int run_drafting_unannounced(const run_drafting *d, pl_spot_published *out);
 void run_drafting_end(run_drafting *d);
 /* Figures since the last reset; idle_s is the caller's. */
 void run_drafting_figures(const run_drafting *d, run_draft_figures *out);
-void run_drafting_reset(run_drafting *d);
+void run_drafting_reset(run_drafting *d); /* before the engine's statistics are */
 /* The line below a step's: what the learned drafter did, and what was done for it; before:
  * acceptance length of the step before, NaN: none. */
 void run_print_drafting(const run_draft_figures *d, const pl_engine_stats *s, double before);
@@ -338,6 +338,12 @@ run_lengths run_measure_lengths(const run_batch *b);
 double run_acceptance_length(const pl_engine_stats *s);
 /* Tokens a round of those rounds that drafted; NaN: none did. */
 double run_drafted_length(const pl_engine_stats *s);
+/* Of the rounds before and after the newest swap of drafters in it; NaN: none. */
+double run_length_before_swap(const pl_engine_stats *s);
+double run_length_after_swap(const pl_engine_stats *s);
+/* Of n prompts as many as one way of drafting takes about ten seconds for, by an evaluation just
+ * made. */
+int run_comparable(const run_batch *eval, int n);
 /* One line of metrics.jsonl. */
 pl_status run_record_step(struct run_watch *w, int64_t step, const run_batch *b,
     const pl_step_stats *u, double step_s, int has_learned, pl_error *err);

@@ -112,7 +112,7 @@ static const pl_config_key trainer_keys[] = {
     {"trainer.experiment_name", T(experiment_name), PL_STRING, 0, 0, "default", NULL,
         "names the run"},
     {"trainer.compare_prompts", T(compare_prompts), PL_INT, 0, 65536, "8", NULL,
-        "held-out prompts that are generated with and without speculation at the end; 0: none"},
+        "held-out prompts that each drafter answers at the end, as far as ten seconds go; 0: none"},
     {"trainer.audit", T(audit), PL_FLOAT, 0, 1, "1.0", NULL,
         "share of the rollouts' tokens that the trainer draws anew from its own logits"},
     {"trainer.stall_seconds", T(stall_seconds), PL_INT, 0, 1e6, "60", NULL,

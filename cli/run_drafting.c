@@ -41,8 +41,7 @@ struct run_drafting {
     pl_eagle *first;       /* in service instead, for comparisons; NULL else */
     int is_exchanged;      /* the engine does not draft with serving now */
     run_draft_figures sum; /* of sessions that have ended */
-    int64_t n_served_tokens,
-        n_served_rounds; /* of the engine's counters, told to the spot trainer */
+    int64_t n_served;      /* of the engine's count of learned rounds, told to the spot trainer */
     double saved_at;
 };
 
@@ -157,6 +156,18 @@ pl_status run_drafting_check(const run_config *c, const pl_model *m, pl_error *e
                        : pl_wrap(err, st, "speculative.drafter.init '%s'", c->speculative.init);
 }
 
+/* Rounds in which the serving version drafted, since they were last told: without any it is not
+ * asked whether to take it back. */
+static void tell_served(run_drafting *d)
+{
+    pl_engine_stats e;
+
+    pl_engine_get_stats(d->engine, &e);
+    if (d->spot && !d->is_exchanged && e.n_reached[0] > d->n_served)
+        pl_spot_served(d->spot, d->version, e.n_reached[0] - d->n_served);
+    d->n_served = e.n_reached[0];
+}
+
 /* While another one drafts for a comparison, it waits. */
 pl_status run_drafting_serve(run_drafting *d, const char *dir, uint32_t version, pl_error *err)
 {
@@ -169,6 +180,7 @@ pl_status run_drafting_serve(run_drafting *d, const char *dir, uint32_t version,
         pl_eagle_free(fresh);
         return st;
     }
+    tell_served(d);
     pl_eagle_free(d->serving);
     d->serving = fresh;
     if (version != d->version)
@@ -206,6 +218,7 @@ void run_drafting_speculate(run_drafting *d, uint32_t how)
     pl_error err = {0};
     const int is_exchanged = how == PL_SPECULATE_SUFFIX || how == PL_SPECULATE_FIRST;
 
+    tell_served(d);
     pl_engine_set_speculative(d->engine, how != PL_SPECULATE_OFF);
     if (!is_exchanged && !d->is_exchanged)
         return;
@@ -347,20 +360,6 @@ static pl_status make_spot(run_drafting *d, pl_error *err)
     return pl_spot_new(&d->spot, d->m->model, &so, d->log, err);
 }
 
-/* Rounds that the serving version drafted since they were last told: evidence for a rollback. */
-static void tell_served(run_drafting *d)
-{
-    pl_engine_stats e;
-
-    pl_engine_get_stats(d->engine, &e);
-    if (e.n_drafted_steps < d->n_served_rounds) /* counted anew since */
-        d->n_served_tokens = d->n_served_rounds = 0;
-    pl_spot_served(d->spot, d->version, e.n_drafted_emitted - d->n_served_tokens,
-        e.n_drafted_steps - d->n_served_rounds);
-    d->n_served_tokens = e.n_drafted_emitted;
-    d->n_served_rounds = e.n_drafted_steps;
-}
-
 static pl_status begin(run_drafting *d, const run_session *s, pl_error *err)
 {
     char paths[BUFFERS_MAX][PATH_ROOM];
@@ -482,5 +481,7 @@ void run_drafting_figures(const run_drafting *d, run_draft_figures *out)
 void run_drafting_reset(run_drafting *d)
 {
     run_drafting_end(d);
+    tell_served(d);
+    d->n_served = 0;
     memset(&d->sum, 0, sizeof d->sum);
 }

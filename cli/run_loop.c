@@ -436,7 +436,7 @@ static pl_status run_step(run *r, pl_error *err)
     r->batch.update_s = u.update_s;
     st = r->source.consume(r->source.self, step, &r->batch, r->state.policy_version, err);
 
-    /* 3. Records, then the checkpoint; a failed one is said.  A step without records has none. */
+    /* 3. Records, then the checkpoint; a failed one is said.  No records, none: trained again. */
     const int is_whole = st == PL_OK || st == PL_E_STOPPED;
     const pl_status recorded =
         record(r, &u, rolled_out_by, run_seconds() - t0, is_whole ? err : &lost);
@@ -462,7 +462,7 @@ static pl_status compare(run *r, run_comparison *c, pl_error *err)
     memset(c, 0, sizeof *c);
     if (!r->data.val || n == 0 || !r->config.speculative.enable)
         return PL_OK;
-    n = n < r->data.val->n ? n : r->data.val->n;
+    n = run_comparable(&r->eval, n);
     for (int k = 0; k < RUN_ARMS && st == PL_OK; k++) {
         if (!has_learned && (ways[k] == PL_SPECULATE_SUFFIX || ways[k] == PL_SPECULATE_FIRST))
             continue;

@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define COMPARE_S 10.0
+
 static int by_length(const void *a, const void *b)
 {
     const int x = *(const int *)a, y = *(const int *)b;
@@ -78,6 +80,8 @@ static int drafting_metrics(pl_metric *m, const run_batch *b)
     m[n++] = (pl_metric){"drafter/rollbacks", (double)d->n_rollbacks};
     m[n++] = (pl_metric){"drafter/swaps", (double)d->n_swaps};
     m[n++] = (pl_metric){"drafter/accept_length", run_drafted_length(e)};
+    m[n++] = (pl_metric){"drafter/accept_length_before_swap", run_length_before_swap(e)};
+    m[n++] = (pl_metric){"drafter/accept_length_after_swap", run_length_after_swap(e)};
     m[n++] =
         (pl_metric){"rollout/spec_num_draft_learned", (double)e->n_draft_of[PL_SOURCE_LEARNED]};
     m[n++] = (pl_metric){
@@ -96,10 +100,36 @@ static int drafting_metrics(pl_metric *m, const run_batch *b)
     return n;
 }
 
+static double ratio(int64_t n_emitted, int64_t n_steps)
+{
+    return n_steps > 0 ? (double)n_emitted / (double)n_steps : (double)NAN;
+}
+
 double run_drafted_length(const pl_engine_stats *s)
 {
-    return s->n_drafted_steps > 0 ? (double)s->n_drafted_emitted / (double)s->n_drafted_steps
-                                  : (double)NAN;
+    return ratio(s->n_drafted_emitted, s->n_drafted_steps);
+}
+
+int run_comparable(const run_batch *eval, int n)
+{
+    const double each = eval->seconds / eval->n_groups, most = COMPARE_S;
+
+    n = n < eval->n_groups ? n : eval->n_groups;
+    if (each * n > most)
+        n = (int)(most / each);
+    return n > 1 ? n : 1;
+}
+
+double run_length_before_swap(const pl_engine_stats *s)
+{
+    return ratio(s->n_before_emitted, s->n_before_steps);
+}
+
+double run_length_after_swap(const pl_engine_stats *s)
+{
+    return s->n_before_steps > 0 ? ratio(s->n_drafted_emitted - s->n_before_emitted,
+                                       s->n_drafted_steps - s->n_before_steps)
+                                 : (double)NAN;
 }
 
 pl_status run_record_step(run_watch *w, int64_t step, const run_batch *b, const pl_step_stats *u,

@@ -80,6 +80,9 @@ void run_print_drafting(const run_draft_figures *d, const pl_engine_stats *s, do
         printf("  accept %.2f", length);
     if (!isnan(length) && !isnan(before))
         printf(" (step before %.2f)", before);
+    if (!isnan(run_length_after_swap(s)))
+        printf(" (before a swap %.2f, after %.2f)", run_length_before_swap(s),
+            run_length_after_swap(s));
     if (d->idle_s > 0)
         printf("  idle %.1f worker-s", d->idle_s);
     if (d->n_steps > 0)

@@ -197,9 +197,9 @@ void work_figures(void *ctx, pl_msg_drafting *m)
         return;
     if (m->batch != w->batch) { /* the first call of a batch: it began a moment ago */
         w->batch = m->batch;
-        pl_engine_reset_stats(w->engine);
         if (w->drafting)
             run_drafting_reset(w->drafting);
+        pl_engine_reset_stats(w->engine);
     }
     if (w->drafting)
         run_drafting_figures(w->drafting, &f);
@@ -218,6 +218,8 @@ void work_figures(void *ctx, pl_msg_drafting *m)
     m->alpha = (pl_span){w->alpha, (uint32_t)f.depth};
     m->n_drafted_steps = (uint64_t)s.n_drafted_steps;
     m->n_drafted_emitted = (uint64_t)s.n_drafted_emitted;
+    m->n_before_steps = (uint64_t)s.n_before_steps;
+    m->n_before_emitted = (uint64_t)s.n_before_emitted;
     m->n_learned_draft = (uint64_t)s.n_draft_of[PL_SOURCE_LEARNED];
     m->n_learned_accepted = (uint64_t)s.n_accepted_of[PL_SOURCE_LEARNED];
     m->n_suffix_draft = (uint64_t)s.n_draft_of[PL_SOURCE_SUFFIX];

@@ -65,7 +65,7 @@ typedef struct pl_response {
  * dialogue. */
 
 enum {
-    PL_PROTOCOL = 3,
+    PL_PROTOCOL = 4,
     PL_HEADER_BYTES = 48,
     PL_BODY_MAX = 2 << 20,    /* bytes */
     PL_CHUNK_BYTES = 1 << 20, /* of the weight channel */
@@ -360,8 +360,9 @@ typedef struct pl_msg_drafting {
     uint64_t n_suffix_draft, n_suffix_accepted;
     uint64_t n_tail_steps, n_tail_emitted; /* rounds with at most 4 running samples */
     uint32_t tail_ms, draft_ms, verify_ms;
-    uint32_t n_swaps; /* of drafters */
-    pl_span costs;    /* pl_pass_cost, at most PL_COST_BUCKETS */
+    uint32_t n_swaps;                          /* of drafters */
+    uint64_t n_before_steps, n_before_emitted; /* that drafted before the newest of them */
+    pl_span costs;                             /* pl_pass_cost, at most PL_COST_BUCKETS */
 } pl_msg_drafting;
 
 typedef struct pl_msg_fetch {

@@ -206,6 +206,8 @@ pl_status pl_engine_set_drafter(pl_engine *e, const pl_eagle *drafter, pl_error 
         return pl_wrap(err, st, "engine");
     e->eagle = drafter;
     e->stats.n_swaps++;
+    e->stats.n_before_steps = e->stats.n_drafted_steps;
+    e->stats.n_before_emitted = e->stats.n_drafted_emitted;
     controller_new_drafter(&e->controller);
     return PL_OK;
 }

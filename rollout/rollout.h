@@ -53,13 +53,14 @@ typedef struct pl_engine_stats {
     int64_t n_draft_of[3], n_accepted_of[3];
     /* rounds of a sample that drafted: acceptance length is the ratio of the sums */
     int64_t n_drafted_steps, n_drafted_emitted;
+    int64_t n_before_steps, n_before_emitted; /* of them, before the newest swap of drafters */
     /* the learned drafter's verified rows by depth, [0] is depth 1: levels that were reached, and
      * held the token */
     int64_t n_reached[16], n_hit[16];
     /* rounds with at most 4 running samples */
     int64_t n_tail_emitted, n_tail_steps;
     double tail_s;
-    int64_t n_swaps; /* of drafters */
+    int64_t n_swaps;
     /* passes without prefill, by pl_cost_bucket of their rows */
     int64_t n_passes[PL_COST_BUCKETS];
     double passes_s[PL_COST_BUCKETS];

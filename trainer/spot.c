@@ -387,13 +387,12 @@ void pl_spot_get_stats(const pl_spot *s, pl_spot_stats *out)
     *out = s->stats;
 }
 
-void pl_spot_served(pl_spot *s, uint32_t version, int64_t n_tokens, int64_t n_rounds)
+void pl_spot_served(pl_spot *s, uint32_t version, int64_t n_rounds)
 {
     int at = 0;
 
     for (int i = 0; i < s->n_served; i++) {
         if (s->served[i].version == version) {
-            s->served[i].n_tokens += n_tokens;
             s->served[i].n_rounds += n_rounds;
             return;
         }
@@ -401,5 +400,5 @@ void pl_spot_served(pl_spot *s, uint32_t version, int64_t n_tokens, int64_t n_ro
     }
     if (s->n_served < SPOT_SERVED)
         at = s->n_served++;
-    s->served[at] = (spot_served){version, n_tokens, n_rounds};
+    s->served[at] = (spot_served){version, n_rounds};
 }

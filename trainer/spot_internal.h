@@ -154,7 +154,7 @@ typedef struct spot_gate {
 
 typedef struct spot_served {
     uint32_t version;
-    int64_t n_tokens, n_rounds;
+    int64_t n_rounds;
 } spot_served;
 enum { SPOT_SERVED = 16 };
 
@@ -166,7 +166,7 @@ struct pl_spot {
     uint16_t mark;
 
     spot_file file;
-    pl_eagle *e;  /* the weights of the half with s->seq */
+    pl_eagle *e; /* the weights of the half with s->seq */
     pl_eagle_trainer *t;
     uint64_t seq, vocab_id;
     float *grads;
@@ -285,8 +285,9 @@ void spot_own_done(pl_spot *s);
 
 /* ---- spot_vocab.c ---- */
 
-/* The first state: what was saved in dir/checkpoint, else what init says: a new drafter, a drafter's
- * directory or a checkpoint.  Errors: PL_E_TIMEOUT (nothing to count yet), and those of loading. */
+/* The first state: what was saved in dir/checkpoint, else what init says: a new drafter, a
+ * drafter's directory or a checkpoint.  Errors: PL_E_TIMEOUT (nothing to count yet), and those of
+ * loading. */
 pl_status spot_start(pl_spot *s, pl_error *err);
 /* Another vocabulary, when it covers too little of the newest windows.  Errors: as spot_change. */
 pl_status spot_refresh(pl_spot *s, pl_error *err);

@@ -452,37 +452,41 @@ Test(learned, a_sample_that_is_prefilled_anew_hands_no_row_over_twice, .timeout 
     bed_close(&b);
 }
 
+/* [0] how many, [1] the policy version of the newest */
 static void count_windows(void *ctx, const pl_feature_window *w)
 {
-    (void)w;
-    ++*(int *)ctx;
+    int *n = ctx;
+    n[0]++;
+    n[1] = (int)w->policy_version;
 }
 
 Test(learned, windows_are_of_training_samples_and_stop_when_told, .timeout = 60)
 {
     bed b;
     pl_error err;
-    int n_left = 0, n_windows = 0;
+    int n_left = 0, n_windows[2] = {0};
     find_base(&b);
     const setting s = {.batch = 4, .max_rows = 64, .speculative = 1};
     pl_engine *e = make_engine(&b, &s);
     cr_expect_eq(pl_engine_set_windows(e, count_windows, NULL, 0, &err), PL_E_INVAL);
-    cr_assert_eq(pl_engine_set_windows(e, count_windows, &n_windows, WINDOW, &err), PL_OK);
+    cr_assert_eq(pl_engine_set_windows(e, count_windows, n_windows, WINDOW, &err), PL_OK);
     pl_request r = request_of(0);
     r.purpose = PL_NOISE_EVAL;
     memset(got, 0, sizeof got);
     cr_assert_eq(pl_engine_submit(e, &r, &err), PL_OK);
     cr_assert_eq(pl_engine_run(e, keep_answer, got, &err), PL_OK, "%s", err.msg);
-    cr_expect_eq(n_windows, 0, "of an evaluation");
+    cr_expect_eq(n_windows[0], 0, "of an evaluation");
+    cr_assert_eq(pl_engine_new_version(e, 7, &err), PL_OK);
     r = request_of(5);
     cr_assert_eq(pl_engine_submit(e, &r, &err), PL_OK);
     for (int i = 0; i < 10; i++)
         cr_assert_eq(pl_engine_round(e, keep_answer, got, &n_left, &err), PL_OK);
     cr_assert_eq(n_left, 1);
-    cr_expect_eq(n_windows, 1, "the prompt's last rows");
+    cr_expect_eq(n_windows[0], 1, "the prompt's last rows");
+    cr_expect_eq(n_windows[1], 7, "of the policy that drew them");
     cr_assert_eq(pl_engine_set_windows(e, NULL, NULL, 0, &err), PL_OK);
     cr_assert_eq(pl_engine_run(e, keep_answer, got, &err), PL_OK, "%s", err.msg);
-    cr_expect_eq(n_windows, 1);
+    cr_expect_eq(n_windows[0], 1);
     cr_expect_eq(got[5].n, base[5].n);
     pl_engine_free(e);
     bed_close(&b);

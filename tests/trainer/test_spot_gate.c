@@ -202,7 +202,7 @@ Test(spot_gate, takes_back_a_version_whose_parent_replays_better)
     cr_assert_eq(s->serving_version, 2);
     spot_bed_begin(&b, s, 2, 1);
     spot_bed_work(s, 3);
-    pl_spot_served(s, 2, 30, 28);
+    pl_spot_served(s, 2, 28);
     cr_assert_eq(spot_bed_publish(s, 100, &p), 3);
     cr_expect(p.is_rollback);
     cr_expect_gt(p.tau, p.tau_parent);
