@@ -22,20 +22,49 @@ for n in 0 1 2 3; do
     like_base "$work/w$n" "a learned drafter, $n workers"
 done
 [ -f "$work/w0/drafter/state" ] || fail "nothing was trained in the slice"
-steps=$(sed -n 's/.*"drafter\/optimizer_steps":\([0-9]*\).*/\1/p' "$work/w0/metrics.jsonl" | awk '{s += $1} END {print s + 0}')
+sum() { # sum DIR NAME: a figure of every step
+    sed -n "s|.*\"$2\":\([0-9.]*\).*|\1|p" "$1/metrics.jsonl" | awk '{s += $1} END {print s + 0}'
+}
+cp -r "$work/w0" "$work/slice"
+n=4 # a slice is time: how much is trained in it is the machine's
+while [ ! -d "$work/slice/drafter/versions/1" ] && [ $n -lt 64 ]; do
+    n=$((n + 4))
+    # shellcheck disable=SC2086
+    run_tiny "$work/slice" $learned trainer.total_training_steps=$n >"$work/log" 2>&1 || { cat "$work/log"; fail "step $n"; }
+done
+steps=$(sum "$work/slice" drafter/optimizer_steps)
 [ "$steps" -gt 0 ] || fail "no optimizer step in the metrics"
 passed "the slice trains the drafter: $steps steps"
-[ -d "$work/w0/drafter/versions/1" ] || fail "no version passed the gate"
+[ -d "$work/slice/drafter/versions/1" ] || fail "no version passed the gate"
 passed "and publishes it"
+[ "$(sum "$work/slice" drafter/swaps)" -gt 0 ] || fail "a version that is published is put into use"
+passed "and puts it into use"
 
 # From a directory, frozen.
 for n in 0 2; do
-    run_tiny "$work/frozen$n" rollout.num_workers=$n speculative.method=eagle \
-        speculative.drafter.init="$work/w0/drafter/versions/1" speculative.train.enable_drafter_training=false \
+    run_tiny "$work/frozen$n" rollout.num_workers=$n speculative.method=eagle speculative.controller=fixed:2_2_4 \
+        speculative.drafter.init="$work/slice/drafter/versions/1" speculative.train.enable_drafter_training=false \
         >"$work/log" 2>&1 || { cat "$work/log"; fail "a frozen drafter, $n workers"; }
     like_base "$work/frozen$n" "a frozen drafter, $n workers"
     [ ! -d "$work/frozen$n/drafter" ] || fail "a frozen drafter is not trained"
+    [ "$(sum "$work/frozen$n" rollout/spec_num_draft_learned)" -gt 0 ] || fail "a frozen drafter drafts"
 done
+for n in 0 2; do
+    run_tiny "$work/cold$n" rollout.num_workers=$n speculative.method=eagle speculative.drafter.init=random \
+        speculative.controller=fixed:2_2_4 trainer.total_training_steps=2 >"$work/log" 2>&1 ||
+        { cat "$work/log"; fail "a cold start, $n workers"; }
+    [ "$(sum "$work/cold$n" rollout/spec_num_draft_learned)" = 0 ] || fail "nothing drafts before it passed the gate"
+    passed "nothing drafts before it passed the gate, $n workers"
+done
+
+# A ledger that is new counts sessions from 1: who owned the training by another ledger owns nothing.
+mkdir "$work/again" && cp -r "$work/slice/lock" "$work/slice/drafter" "$work/again/"
+printf '\377' | dd of="$work/again/drafter/state" bs=1 seek=1031 conv=notrunc 2>/dev/null # owner, highest byte
+# shellcheck disable=SC2086
+run_tiny "$work/again" rollout.num_workers=2 $learned >"$work/log" 2>&1 || { cat "$work/log"; fail "a drafter of another ledger"; }
+like_base "$work/again" "a drafter of another ledger"
+[ "$(od -An -tu1 -j1031 -N1 "$work/again/drafter/state" | tr -d ' ')" = 0 ] || fail "a new ledger frees the training"
+passed "a new ledger frees the training"
 
 # What is wrong with a drafter's files costs the drafter, not the run.
 mkdir "$work/w0/drafter/versions/99" && echo x >"$work/w0/drafter/windows-local"

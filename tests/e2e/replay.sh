@@ -164,6 +164,11 @@ run_tiny "$work/other" rollout.seed=9 trainer.total_training_steps=2 trainer.com
 # It goes on with other keys; then somebody edits its config.yaml.
 run_tiny "$work/other" rollout.seed=9 trainer.total_training_steps=3 trainer.compare_prompts=0 actor.optim.lr=5e-3 \
     >"$work/log" 2>&1 || { cat "$work/log"; fail "a third step with another learning rate"; }
+cp -r "$work/other" "$work/shorter"
+run_tiny "$work/shorter" rollout.seed=9 trainer.compare_prompts=0 actor.optim.lr=5e-3 data.max_response_length=8 \
+    actor.ppo_max_token_len=128 >"$work/log" 2>&1 || { cat "$work/log"; fail "a fourth step of shorter responses"; }
+passed_now 'after step 3 .*max_response_length 8, was 24' "a run that went on with shorter responses" "$work/shorter"
+grep -q 'of 4 steps, 1 to 4: 0 differing' "$work/out" || { cat "$work/out"; fail "each step by the lengths that it had"; }
 mv "$work/other/checkpoints" "$work/others"
 passed_now 'after step 2 .* other keys: actor.optim.lr 0.005, was 0.001' "a run that went on with other keys" "$work/other"
 grep -q 'of 3 steps, 1 to 3: 0 differing' "$work/out" || { cat "$work/out"; fail "each step by the keys that it had"; }
