@@ -79,8 +79,8 @@ static pl_status report_figure(
     return bench_report(a->b, &f, err);
 }
 
-/* Rollouts, the tail (at most 4 running samples in an engine), and steps with their update: of a
- * step's share f that is rollout, s times faster, nothing else should be lost. */
+/* Rollouts, the tail (at most 4 running samples in an engine), and steps: the policy's update is
+ * one for all arms, so a step's ratio follows from the rollouts' and their share of it. */
 static pl_status report_arm(const report *a, const row *rows, int k, pl_error *err)
 {
     row x, none;
@@ -88,7 +88,6 @@ static pl_status report_arm(const report *a, const row *rows, int k, pl_error *e
     if (!add_up(a, rows, k, &x, &none))
         return PL_OK; /* it took part in none of them */
     const double s = none.wall_s / x.wall_s;
-    const double f = none.wall_s / (none.wall_s + none.update_s);
     pl_status st = report_figure(a, k, "", x.tokens / x.wall_s, s, err);
     if (st == PL_OK && x.tail_s > 0 && none.tail_s > 0)
         st = report_figure(a, k, "tail,", x.tail_emitted / x.tail_s,
@@ -99,10 +98,10 @@ static pl_status report_arm(const report *a, const row *rows, int k, pl_error *e
     if (st == PL_OK)
         fprintf(a->b->notes,
             "    %d steps; acceptance length %.3f of rounds that drafted, %.3f in the tail; "
-            "rollout is "
-            "%.3f of a step of none, 1 / (1 - f + f / s) = %.3f\n",
+            "rollout is %.3f of a step of none\n",
             x.is_there, x.drafted_steps > 0 ? x.drafted_emitted / x.drafted_steps : 1,
-            x.tail_steps > 0 ? x.tail_emitted / x.tail_steps : 1, f, 1 / (1 - f + f / s));
+            x.tail_steps > 0 ? x.tail_emitted / x.tail_steps : 1,
+            none.wall_s / (none.wall_s + none.update_s));
     return st;
 }
 
