@@ -27,8 +27,11 @@ static const pl_replay_options gate_replay = {.steps = 6, .topk = 4, .verify = 1
 /* Training between two gates is at least so many times what a gate takes. */
 #define GATE_PAUSE 2.0
 
-/* Training between two looks for windows, when there were too few. */
-enum { LOOK_AGAIN_US = 1000000 };
+enum {
+    LOOK_AGAIN_US = 1000000, /* training between two looks for windows, when there were too few */
+    GATE_AGE = 8 /* policy versions that a gate's text may be behind: sessions can be too short for
+                    a whole gate, and both drafters are weighed on the same text */
+};
 
 static uint64_t trained_us(const pl_spot *s)
 {
@@ -299,8 +302,8 @@ pl_status spot_gate_work(pl_spot *s, pl_error *err)
     const double t0 = spot_now();
     pl_status st = PL_OK;
 
-    if (s->gate.is_on && (s->gate.newest != s->newest || s->gate.serving.e != s->serving))
-        spot_gate_drop(s); /* the text is another's now, or another serves */
+    if (s->gate.is_on && (s->newest > s->gate.newest + GATE_AGE || s->gate.serving.e != s->serving))
+        spot_gate_drop(s); /* the text is too old, or another serves */
     if (!s->gate.is_on)
         st = begin(s, err);
     if (st == PL_OK)

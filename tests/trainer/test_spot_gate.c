@@ -134,7 +134,8 @@ static int stop_at(void *ctx)
     return ++s->n >= s->at;
 }
 
-Test(spot_gate, goes_on_where_it_was_stopped)
+/* Sessions that are all too short for a gate; is_moving: each of another policy. */
+static void stop_again_and_again(int is_moving)
 {
     pl_spot_published p = {0};
     spot_bed b;
@@ -150,8 +151,10 @@ Test(spot_gate, goes_on_where_it_was_stopped)
     spot_bed_work(s, 100);
     s->o.gate_s = 0;
     for (uint64_t i = 2; p.version == 0 && i < 400; i++) {
-        stopper stop = {0, 40}; /* a piece asks once a round */
-        spot_bed_begin(&b, s, i, 1);
+        stopper stop = {0, is_moving ? 90 : 40}; /* a piece asks once a round */
+        const uint32_t newest = is_moving ? (uint32_t)i : 1;
+        pl_error err = {0};
+        cr_assert_eq(pl_spot_begin(s, i, 1, b.buffers, 1, newest, &err), PL_OK, "%s", err.msg);
         pl_status st = PL_OK;
         while (st == PL_OK && p.version == 0)
             st = pl_spot_work(s, stop_at, &stop, &p, NULL);
@@ -162,6 +165,16 @@ Test(spot_gate, goes_on_where_it_was_stopped)
     cr_expect_gt(n_stopped, 1);
     pl_spot_free(s);
     spot_bed_close(&b);
+}
+
+Test(spot_gate, goes_on_where_it_was_stopped)
+{
+    stop_again_and_again(0);
+}
+
+Test(spot_gate, goes_on_under_the_next_policies)
+{
+    stop_again_and_again(1);
 }
 
 /* Version `version` of random weights, as if it had been published after `parent`. */
