@@ -151,7 +151,7 @@ static void stop_again_and_again(int is_moving)
     spot_bed_work(s, 100);
     s->o.gate_s = 0;
     for (uint64_t i = 2; p.version == 0 && i < 400; i++) {
-        stopper stop = {0, is_moving ? 90 : 40}; /* a piece asks once a round */
+        stopper stop = {0, 40}; /* a piece asks once a round */
         const uint32_t newest = is_moving ? (uint32_t)i : 1;
         pl_error err = {0};
         cr_assert_eq(pl_spot_begin(s, i, 1, b.buffers, 1, newest, &err), PL_OK, "%s", err.msg);
