@@ -145,11 +145,16 @@ void run_print_resume(const run_config *c, int64_t step, const char *dir)
 
 pl_status run_drafting_check(const run_config *c, const pl_model *m, pl_error *err)
 {
+    const int has_own = c->speculative.train && run_drafting_newest(c->trainer.default_local_dir);
     pl_eagle *e = NULL;
 
-    const int has_own = c->speculative.train && run_drafting_newest(c->trainer.default_local_dir);
     if (!run_has_learned(c) || has_own || strcmp(c->speculative.init, "random") == 0)
         return PL_OK;
+    if (!pl_path_exists(c->speculative.init))
+        return pl_fail(err, PL_E_NOENT,
+            "speculative.drafter.init '%s' is not there: paceline drafter warmup makes a drafter, "
+            "and 'random' begins without one",
+            c->speculative.init);
     const pl_status st = pl_eagle_load(&e, m, c->speculative.init, err);
     pl_eagle_free(e);
     return st == PL_OK ? st
