@@ -2,6 +2,7 @@
  * figures. */
 #include "cli/run_wire.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -53,6 +54,7 @@ static void add(run_batch *b, const struct run_worker_figures *w)
     pl_engine_stats *s = &b->stats;
 
     d->version = w->m.drafter_version > d->version ? w->m.drafter_version : d->version;
+    d->halt_ms = fmax(d->halt_ms, w->m.halt_us * 1e-3);
     d->idle_s += w->m.idle_ms * 1e-3;
     d->train_s += w->m.train_ms * 1e-3;
     d->gate_s += w->m.gate_ms * 1e-3;

@@ -149,7 +149,7 @@ static const ipc_field drafter[] = {
 };
 static const ipc_field drafting[] = {
     U64(drafting, batch), STR(drafting, worker, MAX_NAME), U32(drafting, drafter_version),
-    U32(drafting, idle_ms), U32(drafting, train_ms), U32(drafting, gate_ms),
+    U32(drafting, halt_us), U32(drafting, idle_ms), U32(drafting, train_ms), U32(drafting, gate_ms),
     U32(drafting, pack_ms), U32(drafting, wait_ms), U32(drafting, n_optimizer_steps),
     U32(drafting, n_dropped), U64(drafting, n_trained_tokens), F32(drafting, loss),
     SPAN(drafting, alpha, 4, PL_DRAFTING_DEPTHS), U64(drafting, n_drafted_steps),

@@ -65,7 +65,7 @@ typedef struct pl_response {
  * dialogue. */
 
 enum {
-    PL_PROTOCOL = 4,
+    PL_PROTOCOL = 5,
     PL_HEADER_BYTES = 48,
     PL_BODY_MAX = 2 << 20,    /* bytes */
     PL_CHUNK_BYTES = 1 << 20, /* of the weight channel */
@@ -349,7 +349,8 @@ typedef struct pl_msg_drafting {
     uint64_t batch;
     const char *worker; /* empty from a worker: the coordinator fills it in */
     uint32_t drafter_version;
-    uint32_t idle_ms;                             /* nothing to roll out; of that: */
+    uint32_t halt_us; /* the coordinator's: from HALT to the free device, the last time; 0: never */
+    uint32_t idle_ms; /* nothing to roll out; of that: */
     uint32_t train_ms, gate_ms, pack_ms, wait_ms; /* wait: in a session, nothing to train on */
     uint32_t n_optimizer_steps, n_dropped;        /* dropped: unfinished or NaN */
     uint64_t n_trained_tokens;

@@ -69,6 +69,7 @@ typedef struct member {
     int n_told;             /* TRAINs since it last showed one */
     int64_t told_session_ns;
     int64_t halted_ns; /* it was asked to stop, 0: it was not, or has */
+    uint32_t halt_us;  /* that took so long the last time; 0: it never was */
     /* Its drafter and its figures: drafters.c */
     uint32_t drafter_version;
     int n_told_drafter;

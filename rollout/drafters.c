@@ -150,6 +150,7 @@ static void tell_figures(pl_coordinator *c, member *m, int64_t idle_ns)
     const int64_t idle_ms = idle_ns / NS_PER_MS;
     pl_msg f = {.u.drafting = m->figures};
     f.u.drafting.worker = m->name;
+    f.u.drafting.halt_us = m->halt_us;
     f.u.drafting.idle_ms = idle_ms < UINT32_MAX ? (uint32_t)idle_ms : UINT32_MAX;
     f.u.drafting.alpha.data = m->alpha;
     f.u.drafting.costs.data = m->costs;

@@ -246,9 +246,12 @@ void sessions_on_status(pl_coordinator *c, int64_t now_ns, member *who, const pl
 {
     who->shown_session = s->session;
     if (!s->session) {
-        if (who->halted_ns)
-            pl_log_info(c->log, "event=session_left worker=%s ms=%.1f", who->name,
-                (double)(now_ns - who->halted_ns) / 1e6);
+        if (who->halted_ns) {
+            const int64_t us = (now_ns - who->halted_ns) / 1000;
+            pl_log_info(
+                c->log, "event=session_left worker=%s ms=%.1f", who->name, (double)us / 1e3);
+            who->halt_us = us < 1 ? 1 : us < UINT32_MAX ? (uint32_t)us : UINT32_MAX;
+        }
         who->halted_ns = 0;
         return;
     }

@@ -49,7 +49,7 @@ def ready(routing_id):
     return frame(body, command=True)
 
 
-def status(batch, protocol=4, kind=4):
+def status(batch, protocol=5, kind=4):
     """A STATUS message: two frames."""
     body = b"\x88" + b"\xa5state\x01" + b"\xaepolicy_version\x00" + b"\xa5batch"
     body += b"\xce" + struct.pack(">I", batch) + b"\xa4rate\xca" + bytes(4)

@@ -180,7 +180,7 @@ Test(codec, null_strings_are_sent_empty)
 
 /* Provenance: written by tests/oracle/messages_driver.c corpus: two bytes of type and a body a
  * file. What a ledger may have, and all but STATUS, is of protocol 1; STATUS and the messages of
- * the spot trainer are of protocol 2, TRACED of 3, DRAFTING of 4.  A ledger of then must be read
+ * the spot trainer are of protocol 2, TRACED of 3, DRAFTING of 5.  A ledger of then must be read
  * now, and mean the same. */
 Test(codec, bodies_of_earlier_builds_are_read_and_written_again_to_the_byte)
 {
@@ -435,5 +435,5 @@ Test(codec, headers_of_another_size_length_or_protocol_are_refused)
     h.protocol = PL_PROTOCOL + 1;
     cr_assert_eq(read_header(&back, &h, body, 1, &err), PL_E_PEER);
     cr_assert_eq(back.protocol, PL_PROTOCOL + 1);
-    cr_assert(strstr(err.msg, "protocol 5") != NULL, "%s", err.msg);
+    cr_assert(strstr(err.msg, "protocol 6") != NULL, "%s", err.msg);
 }

@@ -625,9 +625,12 @@ Test(coordinator_spot, figures_go_to_the_trainer_with_idle_time_up_to_the_last_r
     cr_assert_eq(f.u.drafting.n_optimizer_steps, 5);
     groups(w, BATCH + 1, 1, 2, VERSION);
     clear(w);
-    figures(w, 2, BATCH, 6); /* the last word about a batch comes with the next one */
+    wait_ms(w, 50);
+    shows(w, 2, PL_WORKER_IDLE, 0); /* 1050 ms after HALT */
+    figures(w, 2, BATCH, 6);        /* the last word about a batch comes with the next one */
     f = heard(w, T, TRAINER, PL_MSG_DRAFTING);
     cr_assert_eq(f.u.drafting.idle_ms, 1000);
+    cr_assert_eq(f.u.drafting.halt_us, 1050000);
     cr_assert_eq(f.u.drafting.batch, BATCH);
     end(w);
 }
