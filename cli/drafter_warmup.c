@@ -15,8 +15,6 @@
 
 enum { SHORTEST = 4, SAY_EVERY = 20, BAD_IN_A_ROW = 3, PATH_ROOM = 4096 };
 
-#define DEPTHS_DECAY 0.95 /* of the mean that measured depth weights go by */
-
 enum { PART = 32768 }; /* positions whose windows are shuffled together */
 
 typedef struct piece { /* a window to be */
@@ -38,7 +36,6 @@ typedef struct warmup {
     int n_pieces, room_pieces;
     int64_t wanted; /* tokens */
     int n_bad;
-    double measured[PL_EAGLE_DEPTH_MAX]; /* running mean of alpha; [0] 0: none yet */
     /* since the last line */
     double t0, loss, alpha[PL_EAGLE_DEPTH_MAX];
     int64_t n_steps, n_tokens;
@@ -192,18 +189,6 @@ static void say_progress(warmup *w)
     memset(w->alpha, 0, sizeof w->alpha);
 }
 
-/* Each depth weighs as the tokens that a pass gains by it.  A resumed warm-up measures anew. */
-static void weigh_depths(warmup *w, const double *alpha)
-{
-    const double decay = w->measured[0] > 0 ? DEPTHS_DECAY : 0;
-    float weights[PL_EAGLE_DEPTH_MAX];
-
-    for (int d = 0; d < w->s.o.depth; d++)
-        w->measured[d] = decay * w->measured[d] + (1 - decay) * alpha[d];
-    pl_eagle_depth_weights(weights, w->measured, w->s.o.depth);
-    pl_eagle_trainer_set_depth_weights(w->s.trainer, weights);
-}
-
 static pl_status train_once(warmup *w, const pl_eagle_window *windows, int n, pl_error *err)
 {
     pl_eagle_step_stats stats;
@@ -230,8 +215,6 @@ static pl_status train_once(warmup *w, const pl_eagle_window *windows, int n, pl
     w->loss += stats.loss;
     for (int d = 0; d < w->s.o.depth; d++)
         w->alpha[d] += stats.alpha[d];
-    if (w->o->depth_decay == 0)
-        weigh_depths(w, stats.alpha);
     if (w->place.step % SAY_EVERY == 0)
         say_progress(w);
     return PL_OK;
@@ -467,7 +450,7 @@ pl_status drafter_warmup(const drafter_options *o, cli_model *m, const pl_log *l
     w->s.o.depth = (int)o->depth;
     w->s.o.lr = (float)o->lr;
     w->s.o.alpha_weight = (float)o->alpha_weight;
-    w->s.o.depth_decay = (float)(o->depth_decay > 0 ? o->depth_decay : 1);
+    w->s.o.depth_decay = (float)o->depth_decay;
     w->s.o.ema = (float)o->ema;
     pl_status st = drafter_loss_parse(&w->s.o.loss, o->loss, err);
     if (st == PL_OK)

@@ -67,11 +67,11 @@ typedef struct pl_eagle_train_options {
     int depth;                                  /* TTT steps, 1 .. PL_EAGLE_DEPTH_MAX; 4 */
     float lr, beta1, beta2, weight_decay, clip; /* AdamW; 1e-3, 0.9, 0.95, 0, 1.0 */
     float alpha_weight;                         /* of -log alpha; the rest is cross-entropy; 0.5 */
-    float depth_decay;                          /* weight of step k: depth_decay^k; 0.8 */
-    float ema;                                  /* decay of the averaged weights; 0: none */
-    int warmup_steps;                           /* the rate rises over so many; 5 */
-    pl_eagle_loss loss;                         /* the mix */
-    float depth_weights[PL_EAGLE_DEPTH_MAX];    /* of the steps; first one 0: depth_decay^k */
+    float depth_decay;  /* weight of step k: depth_decay^k; 0: pl_eagle_depth_weights of the running
+                           mean of what the training measures; 0 */
+    float ema;          /* decay of the averaged weights; 0: none */
+    int warmup_steps;   /* the rate rises over so many; 5 */
+    pl_eagle_loss loss; /* the mix */
 } pl_eagle_train_options;
 void pl_eagle_train_defaults(pl_eagle_train_options *o);
 /* Weights [depth] that make the loss follow the tokens of a pass: w_k = S_k / S_1, S_k the sum over
@@ -140,6 +140,7 @@ pl_status pl_eagle_apply(pl_eagle_trainer *t, const float *grads, double *grad_n
 typedef struct pl_eagle_state {
     float *weights, *m, *v, *average;
     int64_t step;
+    double measured[PL_EAGLE_DEPTH_MAX]; /* pl_eagle_trainer_measured */
 } pl_eagle_state;
 void pl_eagle_trainer_get(const pl_eagle_trainer *t, pl_eagle_state *out); /* copies into it */
 void pl_eagle_trainer_put(pl_eagle_trainer *t, const pl_eagle_state *in);
@@ -179,8 +180,10 @@ void pl_eagle_remap(
 
 /* The rate of the steps to come. */
 void pl_eagle_trainer_set_lr(pl_eagle_trainer *t, float lr);
-/* The weights of their depths [depth]; NULL: depth_decay^k. */
-void pl_eagle_trainer_set_depth_weights(pl_eagle_trainer *t, const float *weights);
+/* Running mean of acceptance by depth [PL_EAGLE_DEPTH_MAX], which every gradient adds to and
+ * depth_decay 0 weighs by; 0: none yet. */
+const double *pl_eagle_trainer_measured(const pl_eagle_trainer *t);
+void pl_eagle_trainer_set_measured(pl_eagle_trainer *t, const double *measured);
 /* Optimizer steps so far. */
 int64_t pl_eagle_trainer_steps(const pl_eagle_trainer *t);
 /* With ema > 0: exchange the drafter's weights with their average, to evaluate or save that; a

@@ -121,9 +121,3 @@ void pl_eagle_depth_weights(float *weights, const double *alpha, int depth)
     for (int k = 0; k < depth; k++)
         weights[k] = k == 0 ? 1.0f : later > 0 ? (float)(reached[k] / later) : 0.0f;
 }
-
-void pl_eagle_trainer_set_depth_weights(pl_eagle_trainer *t, const float *weights)
-{
-    for (int k = 0; k < PL_EAGLE_DEPTH_MAX; k++)
-        t->o.depth_weights[k] = weights && k < t->o.depth ? weights[k] : 0.0f;
-}

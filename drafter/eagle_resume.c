@@ -1,5 +1,5 @@
 /* drafter/eagle_resume.c - the trainer's state as a file beside its drafter: moments, average,
- * step, each array with its hash. */
+ * step and what was measured, each array with its hash. */
 #include "drafter/eagle_layout.h"
 #include "drafter/eagle_trainer.h"
 
@@ -11,9 +11,10 @@ typedef struct state_header {
     int64_t step;
     uint64_t has_average;
     uint64_t hash[3]; /* of m, v, average */
+    double measured[PL_EAGLE_DEPTH_MAX];
 } state_header;
 
-static const char state_magic[8] = "PLEAGLE1";
+static const char state_magic[8] = "PLEAGLE2";
 
 static state_header header_of(const pl_eagle_trainer *t)
 {
@@ -25,6 +26,7 @@ static state_header header_of(const pl_eagle_trainer *t)
             pl_hash64(t->m, n), pl_hash64(t->v, n), t->average ? pl_hash64(t->average, n) : 0}};
 
     memcpy(h.magic, state_magic, sizeof h.magic);
+    memcpy(h.measured, t->measured, sizeof h.measured);
     return h;
 }
 
@@ -66,6 +68,9 @@ static pl_status check_state(const pl_eagle_trainer *t, const pl_file *f, pl_err
     for (size_t i = 0; i < n_arrays; i++)
         if (pl_hash64(f->data + sizeof h + i * n, n) != h.hash[i])
             return pl_fail(err, PL_E_FORMAT, "array %zu does not match its hash", i);
+    for (int k = 0; k < PL_EAGLE_DEPTH_MAX; k++)
+        if (!(h.measured[k] >= 0 && h.measured[k] <= 1.001))
+            return pl_fail(err, PL_E_FORMAT, "acceptance of depth %d is %g", k + 1, h.measured[k]);
     return PL_OK;
 }
 
@@ -82,6 +87,7 @@ pl_status pl_eagle_trainer_load(pl_eagle_trainer *t, const char *path, pl_error 
     if (st == PL_OK) {
         memcpy(&h, f.data, sizeof h);
         t->step = h.step;
+        memcpy(t->measured, h.measured, sizeof t->measured);
         memcpy(t->m, f.data + sizeof h, n);
         memcpy(t->v, f.data + sizeof h + n, n);
         if (t->average)

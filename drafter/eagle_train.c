@@ -15,6 +15,8 @@ enum {
     CLEAR_BLOCKS = 1 << 16, /* of 16 gradients, cleared in one phase */
 };
 
+#define MEASURED_DECAY 0.95 /* of the running mean of acceptance by depth */
+
 #define BACK_BYTES                                                                                 \
     ((size_t)4 << 20) /* of fresh memory that the kernel is asked for between stops */
 
@@ -29,7 +31,7 @@ void pl_eagle_train_defaults(pl_eagle_train_options *o)
         .weight_decay = 0.0f,
         .clip = 1.0f,
         .alpha_weight = 0.5f,
-        .depth_decay = 0.8f,
+        .depth_decay = 0.0f,
         .ema = 0.0f,
         .warmup_steps = 5};
 }
@@ -48,7 +50,7 @@ static pl_status check_options(const pl_eagle *e, const pl_eagle_train_options *
             o->window, o->depth, n_ctx);
     if (!(o->lr >= 0) || !(o->beta1 >= 0 && o->beta1 < 1) || !(o->beta2 >= 0 && o->beta2 < 1) ||
         !(o->weight_decay >= 0) || !(o->clip > 0) || !(o->ema >= 0 && o->ema < 1) ||
-        !(o->alpha_weight >= 0 && o->alpha_weight <= 1) || !(o->depth_decay > 0) ||
+        !(o->alpha_weight >= 0 && o->alpha_weight <= 1) || !(o->depth_decay >= 0) ||
         o->warmup_steps < 0)
         return pl_fail(err, PL_E_INVAL,
             "drafter training: lr %g, betas %g %g, decay %g, clip %g, alpha_weight %g, depth_decay "
@@ -56,10 +58,6 @@ static pl_status check_options(const pl_eagle *e, const pl_eagle_train_options *
             (double)o->lr, (double)o->beta1, (double)o->beta2, (double)o->weight_decay,
             (double)o->clip, (double)o->alpha_weight, (double)o->depth_decay, (double)o->ema,
             o->warmup_steps);
-    for (int k = 0; k < o->depth; k++)
-        if (!(o->depth_weights[k] >= 0 && o->depth_weights[k] < INFINITY))
-            return pl_fail(err, PL_E_INVAL, "drafter training: weight of depth %d is %g", k + 1,
-                (double)o->depth_weights[k]);
     if (o->loss < PL_EAGLE_LOSS_MIX || o->loss > PL_EAGLE_LOSS_EAGLE1)
         return pl_fail(err, PL_E_INVAL, "drafter training: loss %d is none", (int)o->loss);
     return PL_OK;
@@ -282,10 +280,30 @@ static int window_counts(const pl_eagle_window *w)
     return n;
 }
 
+static void weigh_depths(const pl_eagle_trainer *t, float *weights)
+{
+    const double decay = t->o.depth_decay > 0 ? (double)t->o.depth_decay : 1;
+
+    if (t->o.depth_decay == 0 && t->measured[0] > 0) {
+        pl_eagle_depth_weights(weights, t->measured, t->o.depth);
+        return;
+    }
+    for (int k = 0; k < t->o.depth; k++)
+        weights[k] = (float)pow(decay, k);
+}
+
+static void measure_depths(pl_eagle_trainer *t, const pl_eagle_step_stats *s)
+{
+    const double keep = t->measured[0] > 0 ? MEASURED_DECAY : 0;
+
+    for (int k = 0; k < t->o.depth; k++)
+        t->measured[k] = keep * t->measured[k] + (1 - keep) * s->alpha[k];
+}
+
 static pl_status begin(pl_eagle_trainer *t, const pl_eagle_window *w, int n, pl_error *err)
 {
+    float weights[PL_EAGLE_DEPTH_MAX];
     pl_status st = PL_OK;
-    double decay = 1;
 
     if (n < 1 || n > t->o.max_windows)
         return pl_fail(
@@ -297,14 +315,13 @@ static pl_status begin(pl_eagle_trainer *t, const pl_eagle_window *w, int n, pl_
         st = check_window(t, i, err);
     if (st != PL_OK)
         return st;
+    weigh_depths(t, weights);
     for (int k = 0; k < t->o.depth; k++) {
         t->counted[k] = 0;
         for (int i = 0; i < n; i++)
             for (int j = 0; j < w[i].n; j++)
                 t->counted[k] += eagle_counts(&w[i], j, k);
-        const double weight = t->o.depth_weights[0] > 0 ? (double)t->o.depth_weights[k] : decay;
-        t->weight[k] = t->counted[k] > 0 ? (float)(weight / (double)t->counted[k]) : 0.0f;
-        decay *= (double)t->o.depth_decay;
+        t->weight[k] = t->counted[k] > 0 ? (float)(weights[k] / (double)t->counted[k]) : 0.0f;
     }
     if (t->counted[0] == 0)
         return pl_fail(err, PL_E_INVAL,
@@ -450,7 +467,7 @@ static pl_status make_gradients(pl_eagle_trainer *t, pl_eagle_step_stats *stats,
     return st;
 }
 
-pl_status pl_eagle_gradients(pl_eagle_trainer *t, const pl_eagle_window *w, int n,
+static pl_status gradients(pl_eagle_trainer *t, const pl_eagle_window *w, int n,
     int (*should_stop)(void *ctx), void *ctx, float *grads, pl_eagle_step_stats *stats,
     pl_error *err)
 {
@@ -467,10 +484,21 @@ pl_status pl_eagle_gradients(pl_eagle_trainer *t, const pl_eagle_window *w, int 
     return st;
 }
 
+pl_status pl_eagle_gradients(pl_eagle_trainer *t, const pl_eagle_window *w, int n,
+    int (*should_stop)(void *ctx), void *ctx, float *grads, pl_eagle_step_stats *stats,
+    pl_error *err)
+{
+    const pl_status st = gradients(t, w, n, should_stop, ctx, grads, stats, err);
+
+    if (st == PL_OK)
+        measure_depths(t, stats);
+    return st;
+}
+
 pl_status pl_eagle_train_step(pl_eagle_trainer *t, const pl_eagle_window *w, int n,
     int (*should_stop)(void *ctx), void *ctx, pl_eagle_step_stats *stats, pl_error *err)
 {
-    const pl_status st = pl_eagle_gradients(t, w, n, should_stop, ctx, t->grads, stats, err);
+    const pl_status st = gradients(t, w, n, should_stop, ctx, t->grads, stats, err);
 
     if (st != PL_OK)
         return st;
@@ -479,6 +507,7 @@ pl_status pl_eagle_train_step(pl_eagle_trainer *t, const pl_eagle_window *w, int
             return pl_fail(
                 err, PL_E_STOPPED, "drafter training: asked to stop; nothing was changed");
     } while (back_some(t, &t->backed_state, t->state_bytes));
+    measure_depths(t, stats);
     eagle_update(t, t->grads, stats->grad_norm);
     return PL_OK;
 }

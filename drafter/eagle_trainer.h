@@ -80,7 +80,8 @@ struct pl_eagle_trainer {
     void *stop_ctx;
     const pl_eagle_window *windows;
     int n_windows, is_eval;
-    float weight[PL_EAGLE_DEPTH_MAX]; /* of a row's loss */
+    double measured[PL_EAGLE_DEPTH_MAX]; /* running mean of acceptance by depth; [0] 0: none yet */
+    float weight[PL_EAGLE_DEPTH_MAX];    /* of a row's loss */
     int64_t counted[PL_EAGLE_DEPTH_MAX];
 
     /* the micro-batch */

@@ -131,6 +131,7 @@ void pl_eagle_trainer_get(const pl_eagle_trainer *t, pl_eagle_state *out)
     if (t->average && out->average)
         memcpy(out->average, t->average, n_bytes);
     out->step = t->step;
+    memcpy(out->measured, t->measured, sizeof out->measured);
 }
 
 void pl_eagle_trainer_put(pl_eagle_trainer *t, const pl_eagle_state *in)
@@ -143,6 +144,7 @@ void pl_eagle_trainer_put(pl_eagle_trainer *t, const pl_eagle_state *in)
     if (t->average)
         memcpy(t->average, in->average ? in->average : in->weights, n_bytes);
     t->step = in->step;
+    pl_eagle_trainer_set_measured(t, in->measured);
     eagle_touch(t->e);
 }
 
@@ -166,6 +168,16 @@ pl_status pl_eagle_copy(
 void pl_eagle_trainer_set_lr(pl_eagle_trainer *t, float lr)
 {
     t->o.lr = lr;
+}
+
+const double *pl_eagle_trainer_measured(const pl_eagle_trainer *t)
+{
+    return t->measured;
+}
+
+void pl_eagle_trainer_set_measured(pl_eagle_trainer *t, const double *measured)
+{
+    memcpy(t->measured, measured, sizeof t->measured);
 }
 
 int64_t pl_eagle_trainer_steps(const pl_eagle_trainer *t)

@@ -140,12 +140,14 @@ static pl_status load_half(pl_spot *s, const pl_file *f, pl_error *err)
     if (st != PL_OK)
         return st;
     const size_t n = spot_half_bytes(&h);
-    if (f->size != SPOT_PAGE + n || pl_hash64(f->data + SPOT_PAGE, n) != hash || r.step < 0)
+    if (f->size != SPOT_PAGE + n || pl_hash64(f->data + SPOT_PAGE, n) != hash ||
+        r.crc != spot_record_crc(&r) || r.step < 0)
         return pl_fail(
             err, PL_E_FORMAT, "'%s' does not match its hash: it is torn or damaged", f->path);
     /* A view of the file as if it were a state with this half first. */
     const spot_file view = {.fd = -1, .base = (unsigned char *)(uintptr_t)f->data, .head = h};
-    const pl_eagle_state state = spot_half(&view, 0, r.step);
+    pl_eagle_state state = spot_half(&view, 0, r.step);
+    memcpy(state.measured, r.measured, sizeof state.measured);
     shape = spot_head_shape(&h);
     st = pl_eagle_from(&e, s->target, &shape, spot_vocab(&view, 0), NULL, err);
     if (st == PL_OK && pl_eagle_n_elements(e) != h.n_elements)

@@ -25,7 +25,7 @@
 #include <stdatomic.h>
 
 enum {
-    SPOT_LAYOUT = 1,
+    SPOT_LAYOUT = 2,
     SPOT_PAGE = 4096,
     SPOT_CLAIM = 1024, /* offsets in the first page */
     SPOT_RECORD = 2048,
@@ -57,11 +57,12 @@ typedef struct spot_record {
     uint64_t seq; /* 0: nothing */
     uint64_t session;
     int64_t step;
-    uint64_t trained_us; /* of all sessions: the time that the gate goes by */
-    uint64_t vocab_id;   /* counts vocabularies */
-    uint64_t crc;        /* CRC-32C of all before */
+    uint64_t trained_us;                 /* of all sessions: the time that the gate goes by */
+    uint64_t vocab_id;                   /* counts vocabularies */
+    double measured[PL_EAGLE_DEPTH_MAX]; /* acceptance by depth, running mean */
+    uint64_t crc;                        /* CRC-32C of all before */
 } spot_record;
-enum { SPOT_RECORD_WORDS = 6 };
+enum { SPOT_RECORD_WORDS = 6 + PL_EAGLE_DEPTH_MAX };
 _Static_assert(sizeof(spot_record) == 8 * SPOT_RECORD_WORDS, "no padding");
 
 /* In the claim's place. */
@@ -229,6 +230,7 @@ pl_status spot_file_open_sound(pl_spot *s, pl_error *err);
 
 /* The valid record and its half (0, 1); -1: both are torn. */
 int spot_valid(const spot_file *f, spot_record *out);
+uint64_t spot_record_crc(const spot_record *r);
 /* 1 while that half holds the record of that number: it is voided before it is written again. */
 int spot_half_is(const spot_file *f, int half, uint64_t seq);
 int32_t *spot_vocab(const spot_file *f, int half);

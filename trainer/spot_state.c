@@ -73,7 +73,7 @@ spot_claim *spot_claim_of(const spot_file *f)
     return (spot_claim *)(void *)(f->base + SPOT_CLAIM);
 }
 
-static uint64_t record_crc(const spot_record *r)
+uint64_t spot_record_crc(const spot_record *r)
 {
     return pl_crc32c(0, r, offsetof(spot_record, crc));
 }
@@ -83,7 +83,7 @@ static void write_record(const spot_file *f, int half, spot_record r)
     _Atomic uint64_t *w = record_of(f, half);
     uint64_t words[SPOT_RECORD_WORDS];
 
-    r.crc = record_crc(&r);
+    r.crc = spot_record_crc(&r);
     memcpy(words, &r, sizeof words);
     for (int i = 0; i < SPOT_RECORD_WORDS; i++)
         atomic_store_explicit(&w[i], words[i], memory_order_release);
@@ -104,7 +104,7 @@ static int read_record(const spot_file *f, int half, spot_record *r)
     for (int i = 0; i < SPOT_RECORD_WORDS; i++)
         words[i] = atomic_load_explicit(&w[i], memory_order_acquire);
     memcpy(r, words, sizeof words);
-    return r->seq != 0 && r->crc == record_crc(r);
+    return r->seq != 0 && r->crc == spot_record_crc(r);
 }
 
 int spot_half_is(const spot_file *f, int half, uint64_t seq)
@@ -347,8 +347,9 @@ static void fill_first(spot_file *f, const pl_eagle *e, const pl_eagle_state *fr
 {
     const pl_eagle_state to = spot_half(f, 0, from->step);
     const size_t n = (size_t)f->head.n_elements;
-    const spot_record r = {.seq = 1, .step = from->step, .vocab_id = 1};
+    spot_record r = {.seq = 1, .step = from->step, .vocab_id = 1};
 
+    memcpy(r.measured, from->measured, sizeof r.measured);
     memcpy(f->base, &f->head, sizeof f->head);
     memcpy(spot_vocab(f, 0), pl_eagle_vocab(e), (size_t)f->head.n_vocab * sizeof(int32_t));
     if (from->weights)
@@ -503,8 +504,10 @@ pl_status spot_sync(pl_spot *s, pl_error *err)
         if (half < 0)
             return pl_fail(
                 err, PL_E_FORMAT, "'%s': both halves are torn; move it away", s->state_path);
-        if (s->e && r.seq == s->seq)
+        if (s->e && r.seq == s->seq) {
+            pl_eagle_trainer_set_measured(s->t, r.measured); /* without what came to nothing */
             return PL_OK;
+        }
         pl_status st = PL_OK;
         if (s->e && r.vocab_id == s->vocab_id)
             pl_eagle_set_weights(s->e, spot_half(&s->file, half, r.step).weights);
@@ -516,6 +519,7 @@ pl_status spot_sync(pl_spot *s, pl_error *err)
         if (st != PL_OK)
             return st;
         s->seq = r.seq;
+        pl_eagle_trainer_set_measured(s->t, r.measured);
         return PL_OK;
     }
     return pl_fail(err, PL_E_TIMEOUT, "drafter training: the state changes faster than it is read");

@@ -160,6 +160,7 @@ static pl_status apply(pl_spot *s, double norm, double t0, pl_error *err)
         st = spot_stopped(s) ? spot_stop(err) : spot_claim_check(s, err);
     }
     if (st == PL_OK) {
+        memcpy(c.next.measured, pl_eagle_trainer_measured(s->t), sizeof c.next.measured);
         c.next.trained_us = c.old.trained_us + (uint64_t)((spot_now() - t0) * 1e6);
         spot_change_flip(s, &c);
         pl_eagle_set_weights(s->e, c.dst.weights);

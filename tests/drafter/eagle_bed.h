@@ -139,6 +139,7 @@ static inline pl_eagle_train_options options(void)
     o.window = 40;
     o.max_windows = 4;
     o.depth = 3;
+    o.depth_decay = 0.8f;
     o.warmup_steps = 0;
     return o;
 }

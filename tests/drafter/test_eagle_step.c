@@ -3,7 +3,7 @@
  * Claims: gradients and update are the step, bit for bit, in the trainer's buffer or another's;
  * gradients alone change nothing; whatever a stop interrupts, the state is the one before the call;
  * a state that is put back trains on to the same bits; a copy is a drafter of its own, with the
- * average if there is one; depth weights and their setter mean the same. */
+ * average if there is one; a depth weighs as it was measured. */
 #include "tests/drafter/eagle_bed.h"
 
 #include <math.h>
@@ -213,34 +213,46 @@ static double loss_with(pl_eagle_trainer *t, data *x)
     return s.loss;
 }
 
-Test(eagle_step, depth_weights_replace_the_decay)
+/* Nothing measured: all depths count the same.  Then each as the tokens that it gains. */
+Test(eagle_step, depths_weigh_as_they_are_measured)
 {
-    static const float powers[3] = {1, 0.8f, 0.64f}, first[3] = {1, 0, 0};
     pl_eagle_train_options o = options();
+    pl_eagle_step_stats s;
     static data x;
     pl_error err = {0};
+    double want = 0;
+    float weights[PL_EAGLE_DEPTH_MAX];
     bed b;
 
     bed_init(&b, &small, 1);
     data_init(&x, &small, 30, 1);
+    float *grads = malloc(pl_eagle_n_elements(b.e) * sizeof *grads);
+    cr_assert_not_null(grads);
+    double by_depth[PL_EAGLE_DEPTH_MAX + 1] = {0};
+    for (int depth = 1; depth <= o.depth; depth++) {
+        pl_eagle_train_options fewer = o;
+        fewer.depth = depth;
+        fewer.depth_decay = 1;
+        pl_eagle_trainer *t = trainer(b.e, &fewer);
+        by_depth[depth] = loss_with(t, &x);
+        pl_eagle_trainer_free(t);
+    }
+    o.depth_decay = 0;
     pl_eagle_trainer *t = trainer(b.e, &o);
-    const double decayed = loss_with(t, &x);
-    pl_eagle_trainer_set_depth_weights(t, powers);
-    cr_expect_float_eq(loss_with(t, &x), decayed, 1e-6 * decayed);
-    pl_eagle_trainer_set_depth_weights(t, first);
-    const double alone = loss_with(t, &x);
-    cr_expect_lt(alone, 0.6 * decayed);
-    pl_eagle_trainer_set_depth_weights(t, NULL);
-    cr_expect_eq(loss_with(t, &x), decayed);
+    cr_expect_eq(loss_with(t, &x), by_depth[o.depth]);
+    cr_assert_eq(pl_eagle_gradients(t, &x.w, 1, NULL, NULL, grads, &s, &err), PL_OK, "%s", err.msg);
+    pl_eagle_depth_weights(weights, s.alpha, o.depth);
+    for (int k = 0; k < o.depth; k++)
+        want += (double)weights[k] * (by_depth[k + 1] - by_depth[k]);
+    const double got = loss_with(t, &x);
+    cr_expect_float_eq(got, want, 1e-5 * want, "%.9g, not %.9g", got, want);
+    cr_expect_lt(got, 0.9 * by_depth[o.depth]);
     pl_eagle_trainer_free(t);
-    memcpy(o.depth_weights, first, sizeof first);
-    t = trainer(b.e, &o);
-    cr_expect_eq(loss_with(t, &x), alone);
-    pl_eagle_trainer_free(t);
-    o.depth_weights[1] = NAN;
+    o.depth_decay = -1;
     cr_expect_eq(pl_eagle_trainer_new(&t, b.e, &o, &err), PL_E_INVAL);
     o = options();
     o.loss = (pl_eagle_loss)9;
     cr_expect_eq(pl_eagle_trainer_new(&t, b.e, &o, &err), PL_E_INVAL);
+    free(grads);
     bed_done(&b);
 }

@@ -91,8 +91,8 @@ same "$work/a" "$work/b" "a run's compressed rollouts are read"
 expect 66 "is not there: paceline drafter warmup" "no such drafter" -- eval_of "$work/none"
 expect 64 "is no list of STEPS_TOPK_VERIFY" "a budget that is none" -- "$PACELINE" drafter eval --model "$work/tiny" \
     --drafter "$work/whole" --data "$work/data.jsonl" --budget 6_4
-warmup "$work/measured" --steps 50 --depth-decay 0 >"$work/log" 2>&1 || { cat "$work/log"; fail "measured depth weights"; }
-differs "$work/whole/model.safetensors" "$work/measured/model.safetensors" "depths are weighed as they are measured"
+warmup "$work/decayed" --steps 50 --depth-decay 0.8 >"$work/log" 2>&1 || { cat "$work/log"; fail "depths with a decay"; }
+differs "$work/whole/model.safetensors" "$work/decayed/model.safetensors" "depths are weighed as they are measured"
 expect 64 "drafter is missing" "no drafter named" -- "$PACELINE" drafter eval --model "$work/tiny" --data "$work/data.jsonl"
 "$PACELINE" tiny "$work/other" --hidden 96 >"$work/log" 2>&1 || { cat "$work/log"; fail "another model"; }
 expect 65 "whole" "a drafter of another target" -- \

@@ -32,8 +32,8 @@ static double distance(const float *a, const float *b, size_t n)
     return sqrt(diff / size);
 }
 
-/* Gradients of both batches by one worker. */
-static float *both(spot_bed *b, pl_spot *x, pl_spot *y)
+/* Gradients of both batches by one worker, depths weighed as they were then. */
+static float *both(const double *measured, pl_spot *x, pl_spot *y)
 {
     pl_eagle_train_options o = x->o.train;
     pl_eagle_window w[8];
@@ -42,7 +42,6 @@ static float *both(spot_bed *b, pl_spot *x, pl_spot *y)
     float *grads = aligned_alloc(64, (x->n_grads * sizeof *grads + 63) / 64 * 64);
     int n = 0;
 
-    (void)b;
     cr_assert_not_null(grads);
     o.max_windows = 8;
     o.ema = 0;
@@ -51,6 +50,7 @@ static float *both(spot_bed *b, pl_spot *x, pl_spot *y)
     for (int i = 0; i < y->batch.n; i++)
         w[n++] = y->batch.train[i];
     cr_assert_eq(pl_eagle_trainer_new(&t, y->e, &o, NULL), PL_OK);
+    pl_eagle_trainer_set_measured(t, measured);
     cr_assert_eq(pl_eagle_gradients(t, w, n, NULL, NULL, grads, &stats, NULL), PL_OK);
     pl_eagle_trainer_free(t);
     return grads;
@@ -59,6 +59,7 @@ static float *both(spot_bed *b, pl_spot *x, pl_spot *y)
 Test(spot_joiners, gradients_are_averaged_as_if_one_worker_had_both_batches)
 {
     pl_spot_stats stats;
+    spot_record before;
     spot_bed b;
 
     spot_bed_open(&b);
@@ -71,12 +72,14 @@ Test(spot_joiners, gradients_are_averaged_as_if_one_worker_had_both_batches)
     cr_expect_eq(work(joiner), PL_E_TIMEOUT, "there is no state yet");
     spot_bed_work(lead, 1);
     const int64_t first = lead->stats.last.n_tokens;
+    spot_bed_hash(lead, &before);
+    cr_expect_gt(before.measured[0], 0);
     cr_assert_eq(work(joiner), PL_OK);
     cr_expect_eq(work(joiner), PL_E_TIMEOUT, "its gradient waits for the lead");
     cr_expect_eq(joiner->seq, lead->seq);
     cr_assert_eq(work(lead), PL_OK);
     cr_expect_eq(lead->n_joiners, 1);
-    float *want = both(&b, lead, joiner);
+    float *want = both(before.measured, lead, joiner);
     cr_expect_lt(distance(lead->grads, want, lead->n_grads), 0.01, "off by %g",
         distance(lead->grads, want, lead->n_grads));
     cr_expect_gt(
