@@ -10,8 +10,7 @@
  *
  * A version is published when the gate says so: its exact replay (drafter/replay.h, fixed:6_4_16)
  * on held-out windows is better than the serving one's by more than one standard error.  It is
- * taken back when it has drafted and its parent replays better by two on the newest held-out
- * windows. */
+ * taken back when it has drafted and its parent replays better by two on the same windows. */
 #ifndef PL_TRAINER_SPOT_H
 #define PL_TRAINER_SPOT_H
 

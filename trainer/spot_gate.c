@@ -297,14 +297,30 @@ static pl_status work(pl_spot *s, pl_error *err)
     return decide(s, err);
 }
 
+/* Is what was begun, in another session perhaps, still worth its end? */
+static pl_status go_on(pl_spot *s, pl_error *err)
+{
+    spot_gate *g = &s->gate;
+
+    if (s->newest > g->newest + GATE_AGE) {
+        g->check_us =
+            trained_us(s) + (uint64_t)(GATE_PAUSE * g->cost_s * 1e6); /* or it never trains */
+        return pl_fail(err, PL_E_TIMEOUT, "drafter gate: its text is of a policy long gone");
+    }
+    const pl_status st = spot_versions_open(s, err); /* another lead may have published */
+    if (st == PL_OK && g->serving.e != s->serving)
+        return pl_fail(err, PL_E_TIMEOUT, "drafter gate: another version serves");
+    return st;
+}
+
 pl_status spot_gate_work(pl_spot *s, pl_error *err)
 {
     const double t0 = spot_now();
     pl_status st = PL_OK;
 
-    if (s->gate.is_on && (s->newest > s->gate.newest + GATE_AGE || s->gate.serving.e != s->serving))
-        spot_gate_drop(s); /* the text is too old, or another serves */
-    if (!s->gate.is_on)
+    if (s->gate.is_on)
+        st = go_on(s, err);
+    else
         st = begin(s, err);
     if (st == PL_OK)
         st = work(s, err);

@@ -135,7 +135,7 @@ static pl_status describe(const pl_spot *s, spot_publish *p, pl_error *err)
     pl_json_text(&j, ", \"step\": ");
     pl_json_int(&j, w->step);
     pl_json_text(&j, ", \"policy_version\": ");
-    pl_json_int(&j, s->newest);
+    pl_json_int(&j, s->gate.newest);
     pl_json_text(&j, ", \"session\": ");
     pl_json_int(&j, (int64_t)s->session);
     pl_json_text(&j, w->is_rollback ? ", \"is_rollback\": true}\n" : ", \"is_rollback\": false}\n");

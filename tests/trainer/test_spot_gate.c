@@ -124,6 +124,24 @@ Test(spot_gate, waits_until_enough_is_held_out)
     spot_bed_close(&b);
 }
 
+/* Version `version` of random weights, as if it had been published after `parent`. */
+static void plant_bad(const spot_bed *b, uint32_t version, uint32_t parent)
+{
+    const pl_eagle_options o = {.n_vocab = b->o.n_vocab, .seed = 1234};
+    char dir[128], path[160], note[128];
+    pl_eagle *e = NULL;
+    pl_error err = {0};
+
+    snprintf(dir, sizeof dir, "%s/versions/%u", b->drafter, (unsigned)version);
+    cr_assert_eq(pl_eagle_new(&e, b->m, &o, &err), PL_OK, "%s", err.msg);
+    cr_assert_eq(pl_eagle_save(e, dir, &err), PL_OK, "%s", err.msg);
+    pl_eagle_free(e);
+    snprintf(path, sizeof path, "%s/gate.json", dir);
+    const int n = snprintf(note, sizeof note, "{\"version\": %u, \"parent\": %u}",
+        (unsigned)version, (unsigned)parent);
+    cr_assert_eq(pl_file_write(path, note, (size_t)n, &err), PL_OK);
+}
+
 typedef struct stopper {
     int n, at;
 } stopper;
@@ -134,6 +152,20 @@ static int stop_at(void *ctx)
     return ++s->n >= s->at;
 }
 
+/* A gate of several pieces, over n held-out samples, after so much work; session 1. */
+static pl_spot *with_long_gate(spot_bed *b, uint32_t n, int n_work)
+{
+    spot_bed_open(b);
+    for (uint32_t i = 1; i <= n; i++)
+        spot_bed_put(b, 8 * i, 1, 4);
+    spot_bed_fill(b, 1, 8);
+    b->o.gate_tokens = 23 * (int)n;
+    pl_spot *s = spot_bed_spot(b, NULL);
+    spot_bed_begin(b, s, 1, 1);
+    spot_bed_work(s, n_work);
+    return s;
+}
+
 /* Sessions that are all too short for a gate; is_moving: each of another policy. */
 static void stop_again_and_again(int is_moving)
 {
@@ -141,14 +173,7 @@ static void stop_again_and_again(int is_moving)
     spot_bed b;
     int n_stopped = 0;
 
-    spot_bed_open(&b);
-    for (uint32_t i = 1; i <= 30; i++) /* more than one piece */
-        spot_bed_put(&b, 8 * i, 1, 4);
-    spot_bed_fill(&b, 1, 8);
-    b.o.gate_tokens = 700;
-    pl_spot *s = spot_bed_spot(&b, NULL);
-    spot_bed_begin(&b, s, 1, 1);
-    spot_bed_work(s, 100);
+    pl_spot *s = with_long_gate(&b, 30, 100);
     s->o.gate_s = 0;
     for (uint64_t i = 2; p.version == 0 && i < 400; i++) {
         stopper stop = {0, 40}; /* a piece asks once a round */
@@ -177,22 +202,55 @@ Test(spot_gate, goes_on_under_the_next_policies)
     stop_again_and_again(1);
 }
 
-/* Version `version` of random weights, as if it had been published after `parent`. */
-static void plant_bad(const spot_bed *b, uint32_t version, uint32_t parent)
+/* Several leads in turn: what another published meanwhile is what must be beaten. */
+Test(spot_gate, that_was_begun_before_another_version_served_is_dropped)
 {
-    const pl_eagle_options o = {.n_vocab = b->o.n_vocab, .seed = 1234};
-    char dir[128], path[160], note[128];
-    pl_eagle *e = NULL;
+    pl_spot_published p = {0};
+    pl_spot_stats stats;
+    stopper stop = {0, 40};
     pl_error err = {0};
+    spot_bed b;
 
-    snprintf(dir, sizeof dir, "%s/versions/%u", b->drafter, (unsigned)version);
-    cr_assert_eq(pl_eagle_new(&e, b->m, &o, &err), PL_OK, "%s", err.msg);
-    cr_assert_eq(pl_eagle_save(e, dir, &err), PL_OK, "%s", err.msg);
-    pl_eagle_free(e);
-    snprintf(path, sizeof path, "%s/gate.json", dir);
-    const int n = snprintf(note, sizeof note, "{\"version\": %u, \"parent\": %u}",
-        (unsigned)version, (unsigned)parent);
-    cr_assert_eq(pl_file_write(path, note, (size_t)n, &err), PL_OK);
+    pl_spot *s = with_long_gate(&b, 30, 100);
+    s->o.gate_s = 0;
+    while (pl_spot_work(s, stop_at, &stop, &p, NULL) == PL_OK)
+        continue;
+    cr_assert(s->gate.is_on && p.version == 0, "it was stopped within its gate");
+    plant_bad(&b, 1, 0);
+    cr_assert_eq(pl_spot_begin(s, 3, 1, b.buffers, 1, 1, &err), PL_OK, "%s", err.msg);
+    cr_assert_eq(spot_bed_publish(s, 400, &p), 2);
+    cr_expect_eq(p.parent, 1);
+    cr_expect_gt(p.tau_parent, 1, "weighed against version 1, not against no drafting");
+    pl_spot_get_stats(s, &stats);
+    cr_expect_gt(stats.n_steps, 0, "a new gate is of a new step");
+    pl_spot_free(s);
+    spot_bed_close(&b);
+}
+
+/* Policies come faster than gates end: what is between them is training. */
+Test(spot_gate, that_never_ends_leaves_time_to_train)
+{
+    pl_spot_published p = {0};
+    pl_error err = {0};
+    spot_record first, last;
+    spot_bed b;
+
+    pl_spot *s = with_long_gate(&b, 60, 5);
+    spot_bed_hash(s, &first);
+    s->o.gate_s = 0.001;
+    for (uint32_t i = 2; i < 30; i++) {
+        stopper stop = {0, 120};
+        cr_assert_eq(pl_spot_begin(s, i, 1, b.buffers, 1, 20 * i, &err), PL_OK, "%s", err.msg);
+        for (pl_status st = PL_OK; st == PL_OK;)
+            st = pl_spot_work(s, stop_at, &stop, &p, NULL);
+        pl_spot_end(s);
+    }
+    spot_bed_hash(s, &last);
+    cr_expect_eq(p.version, 0);
+    cr_expect_gt(
+        last.step, first.step + 5, "%lld, then %lld", (long long)first.step, (long long)last.step);
+    pl_spot_free(s);
+    spot_bed_close(&b);
 }
 
 Test(spot_gate, takes_back_a_version_whose_parent_replays_better)
