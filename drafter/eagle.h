@@ -130,7 +130,8 @@ pl_status pl_eagle_eval_rows(pl_eagle_trainer *t, const pl_eagle_window *w, int 
 
 size_t pl_eagle_n_elements(const pl_eagle *e); /* of weights, gradients, moments */
 /* Forward and backward: grads [n_elements] = gradients of the windows' mean loss (over
- * stats->n_tokens predictions).  Nothing is updated.  Errors: as pl_eagle_train_step. */
+ * stats->n_tokens predictions).  Nothing is updated but pl_eagle_trainer_measured.  Errors: as
+ * pl_eagle_train_step. */
 pl_status pl_eagle_gradients(pl_eagle_trainer *t, const pl_eagle_window *w, int n,
     int (*should_stop)(void *ctx), void *ctx, float *grads, pl_eagle_step_stats *stats,
     pl_error *err);

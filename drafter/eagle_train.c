@@ -284,7 +284,7 @@ static void weigh_depths(const pl_eagle_trainer *t, float *weights)
 {
     const double decay = t->o.depth_decay > 0 ? (double)t->o.depth_decay : 1;
 
-    if (t->o.depth_decay == 0 && t->measured[0] > 0) {
+    if (t->o.depth_decay == 0 && t->measured[0] > 0 && !t->is_eval) {
         pl_eagle_depth_weights(weights, t->measured, t->o.depth);
         return;
     }
@@ -516,12 +516,11 @@ pl_status pl_eagle_eval(
     pl_eagle_trainer *t, const pl_eagle_window *w, int n, pl_eagle_step_stats *stats, pl_error *err)
 {
     totals total[PL_EAGLE_DEPTH_MAX] = {0};
+    t->should_stop = NULL;
+    t->is_eval = 1; /* all depths count the same, or as depth_decay says */
     pl_status st = begin(t, w, n, err);
-
     if (st != PL_OK)
         return st;
-    t->should_stop = NULL;
-    t->is_eval = 1;
     st = run(t, total, err);
     if (st != PL_OK)
         return st;
