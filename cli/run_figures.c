@@ -66,8 +66,11 @@ static void add(run_batch *b, const struct run_worker_figures *w)
     d->n_swaps += w->m.n_swaps;
     s->n_drafted_steps += (int64_t)w->m.n_drafted_steps;
     s->n_drafted_emitted += (int64_t)w->m.n_drafted_emitted;
-    s->n_before_steps += (int64_t)w->m.n_before_steps;
-    s->n_before_emitted += (int64_t)w->m.n_before_emitted;
+    /* Of one that did not swap all rounds are of the version before. */
+    const int has_swapped = w->m.n_swaps > 0 && w->m.n_before_steps <= w->m.n_drafted_steps &&
+                            w->m.n_before_emitted <= w->m.n_drafted_emitted;
+    s->n_before_steps += (int64_t)(has_swapped ? w->m.n_before_steps : w->m.n_drafted_steps);
+    s->n_before_emitted += (int64_t)(has_swapped ? w->m.n_before_emitted : w->m.n_drafted_emitted);
     s->n_draft_of[PL_SOURCE_LEARNED] += (int64_t)w->m.n_learned_draft;
     s->n_accepted_of[PL_SOURCE_LEARNED] += (int64_t)w->m.n_learned_accepted;
     s->n_draft_of[PL_SOURCE_SUFFIX] += (int64_t)w->m.n_suffix_draft;

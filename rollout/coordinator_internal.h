@@ -186,8 +186,7 @@ typedef struct session { /* of the spot trainer */
     uint64_t last;       /* the one before, in this epoch; 0: none */
     uint32_t n_begun;    /* in this epoch */
     uint64_t batch;
-    int64_t begin_ns; /* of the first one of its batch */
-    uint64_t spent;   /* 1 + the batch whose time is used up */
+    int64_t begin_ns, used_ns; /* used: by the sessions of the same batch before this one */
     uint32_t policy_version;
     char host[NAME_ROOM];
 } session;

@@ -81,6 +81,7 @@ static void stop(pl_coordinator *c, int64_t now_ns, const char *cause)
         (unsigned long long)c->session.id, cause);
     for (int i = 0; i < c->n_members; i++)
         release(c, now_ns, c->members[i], cause);
+    c->session.used_ns += now_ns - c->session.begin_ns;
     c->session.last = c->session.id;
     c->session.id = 0;
 }
@@ -128,7 +129,10 @@ static void begin(pl_coordinator *c, int64_t now_ns, member *lead, const char *c
 {
     c->session.last = c->session.id ? c->session.id : c->session.last;
     if (c->session.n_begun == 0 || c->session.batch != c->current->id)
-        c->session.begin_ns = now_ns;
+        c->session.used_ns = 0;
+    else if (c->session.id)
+        c->session.used_ns += now_ns - c->session.begin_ns;
+    c->session.begin_ns = now_ns;
     c->session.id = c->epoch << 32 | ++c->session.n_begun;
     c->session.batch = c->current->id;
     c->session.policy_version = lead->policy_version;
@@ -140,6 +144,12 @@ static void begin(pl_coordinator *c, int64_t now_ns, member *lead, const char *c
 }
 
 /* ---- when ---- */
+
+static int is_spent(const pl_coordinator *c, int64_t running_ns)
+{
+    return c->o.spot_budget_s > 0 &&
+           c->session.used_ns + running_ns >= c->o.spot_budget_s * (int64_t)1000000000;
+}
 
 int sessions_is_tail(const pl_coordinator *c)
 {
@@ -153,7 +163,7 @@ static void begin_if_due(pl_coordinator *c, int64_t now_ns)
     int n_idle = 0, n_busy = 0;
     if (c->o.spot_min_idle <= 0 || !c->current || c->current->id >> 32 != 0 ||
         c->current->n_durable != c->current->n_groups || c->is_draining || c->is_done ||
-        c->session.spent == c->current->id + 1)
+        (c->session.batch == c->current->id && is_spent(c, 0)))
         return;
     for (int i = 0; i < c->n_members; i++) {
         n_idle += is_idle(c, c->members[i]);
@@ -173,12 +183,7 @@ static const char *why_over(pl_coordinator *c, int64_t now_ns)
         return "another policy";
     if (c->current->was_complete || batches_is_complete(c->current))
         return "the batch is complete";
-    if (c->o.spot_budget_s > 0 &&
-        coordinator_is_late(now_ns, c->session.begin_ns, 1000 * c->o.spot_budget_s)) {
-        c->session.spent = c->session.batch + 1;
-        return "its time is used up";
-    }
-    return NULL;
+    return is_spent(c, now_ns - c->session.begin_ns) ? "its time is used up" : NULL;
 }
 
 /* Who cannot take part any more is out; is the lead still there? */
@@ -244,9 +249,11 @@ static void tell(pl_coordinator *c, int64_t now_ns, member *m)
 
 void sessions_on_status(pl_coordinator *c, int64_t now_ns, member *who, const pl_msg_status *s)
 {
+    const int had_one = who->shown_session != 0;
+
     who->shown_session = s->session;
     if (!s->session) {
-        if (who->halted_ns) {
+        if (who->halted_ns && had_one) {
             const int64_t us = (now_ns - who->halted_ns) / 1000;
             pl_log_info(
                 c->log, "event=session_left worker=%s ms=%.1f", who->name, (double)us / 1e3);

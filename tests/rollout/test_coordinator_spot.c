@@ -387,7 +387,8 @@ Test(coordinator_spot, ends_with_the_run_and_with_another_batch)
     end(w);
 }
 
-Test(coordinator_spot, ends_when_its_time_is_used_up_and_none_begins_in_that_batch)
+/* n workers, n groups of two samples; sessions of a batch may take a second. */
+static world *with_a_second(int n)
 {
     world *w = make();
     pl_coordinator_options o = bed_options();
@@ -396,10 +397,16 @@ Test(coordinator_spot, ends_when_its_time_is_used_up_and_none_begins_in_that_bat
     cr_assert_eq(start(w, &o), PL_OK);
     sync_ledger(w);
     hello(w, T, TRAINER, "trainer", 0);
-    for (uint64_t i = 1; i <= 2; i++)
-        worker(w, i, VERSION, 8);
-    groups(w, BATCH, 2, 2, VERSION);
+    for (int i = 1; i <= n; i++)
+        worker(w, (uint64_t)i, VERSION, 8);
+    groups(w, BATCH, n, 2, VERSION);
     sync_ledger(w);
+    return w;
+}
+
+Test(coordinator_spot, ends_when_its_time_is_used_up_and_none_begins_in_that_batch)
+{
+    world *w = with_a_second(2);
     finish(w, 2);
     shows(w, 2, PL_WORKER_TRAINING, session_of(w, 1));
     for (int i = 0; i < 9; i++) {
@@ -417,6 +424,37 @@ Test(coordinator_spot, ends_when_its_time_is_used_up_and_none_begins_in_that_bat
         wait_ms(w, 100);
     }
     cr_assert_eq(count(w, W, 2, PL_MSG_TRAIN), 1);
+    end(w);
+}
+
+/* Time in which nobody trains is not used up. */
+Test(coordinator_spot, its_time_is_that_of_its_sessions)
+{
+    world *w = with_a_second(3);
+    finish(w, 2);
+    for (int i = 0; i < 5; i++) {
+        shows(w, 2, PL_WORKER_TRAINING, session_of(w, 1));
+        wait_ms(w, 100);
+    }
+    say(w, W, 2, (pl_msg){.h.type = PL_MSG_LEAVE});
+    for (int i = 0; i < 20; i++) {
+        shows(w, 1, PL_WORKER_BUSY, 0);
+        shows(w, 3, PL_WORKER_BUSY, 0);
+        wait_ms(w, 100);
+    }
+    cr_assert_eq(stats(w).session, 0);
+    finish(w, 3);
+    wait_ms(w, 50);
+    cr_assert_eq(count(w, W, 3, PL_MSG_TRAIN), 1, "half of it is left");
+    for (int i = 0; i < 3; i++) {
+        shows(w, 1, PL_WORKER_BUSY, 0);
+        shows(w, 3, PL_WORKER_TRAINING, session_of(w, 2));
+        wait_ms(w, 100);
+    }
+    cr_assert_eq(count(w, W, 3, PL_MSG_HALT), 0);
+    shows(w, 3, PL_WORKER_TRAINING, session_of(w, 2));
+    wait_ms(w, 300);
+    cr_assert_eq(count(w, W, 3, PL_MSG_HALT), 1);
     end(w);
 }
 
