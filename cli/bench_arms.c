@@ -338,6 +338,9 @@ static pl_status open_all(arms *a, pl_error *err)
     a->total = a->b->quick ? 2 : a->total;
     if (st == PL_OK)
         st = configure_arms(a, err);
+    for (int k = 0; k < ARMS && st == PL_OK; k++)
+        if (a->arm[k].is_used)
+            st = run_drafting_check(&a->arm[k].config, a->m.model, err);
     if (st == PL_OK)
         st = open_trainer(a, err);
     if (st == PL_OK)

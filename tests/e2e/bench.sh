@@ -82,18 +82,21 @@ bench checkpoint 4 "$number|null"
 bench preempt 4 "$number"
 bench monitor 1 "$number" --threads 1
 bench simulate 3 "$number|null"
-# The arms: interrupted, they go on, and the adaptive one trains then too.
+# The arms: those of a second sitting go on, and the drafter trains then too.
 "$program" drafter warmup --model "$dir/tiny" --out "$dir/drafter" --tokens 2000 --window 64 --vocab 256 \
     >"$dir/out" 2>"$dir/notes" || fail "a drafter for the arms: $(cat "$dir/notes")"
-for steps in 2 4; do
+for steps in 2 12; do
     "$program" bench arms --json --model "$dir/tiny" --dir "$dir/arms" --drafter "$dir/drafter" --steps $steps \
         --arms none,frozen,adaptive,adaptive-1 data.train_batch_size=2 actor_rollout_ref.rollout.n=4 \
         data.max_response_length=48 >"$dir/out" 2>"$dir/notes" || fail "bench arms: $(cat "$dir/notes")"
 done
 grep -q 'going on after step 2' "$dir/notes" || fail "bench arms begins anew: $(cat "$dir/notes")"
-[ "$(grep -c '^0,' "$dir/arms/arms.csv")" -eq 16 ] || fail "bench arms: $(cat "$dir/arms/arms.csv")"
+[ "$(grep -c '^0,[0-9]*,none,' "$dir/arms/arms.csv")" -eq 12 ] || fail "bench arms: $(cat "$dir/arms/arms.csv")"
+awk -F, '$2 > 2 && $3 == "adaptive-1" { n += $13 } END { exit n < 1 }' "$dir/arms/arms.csv" ||
+    fail "nothing was trained after the second start: $(cat "$dir/arms/arms.csv")"
 grep -q '"bench":"arms"' "$dir/out" || fail "bench arms reports nothing: $(cat "$dir/out")"
 refused 64 bench arms --model "$dir/tiny" --dir "$dir/arms" --drafter "$dir/drafter" --arms frozen
+refused 66 bench arms --model "$dir/tiny" --dir "$dir/arms" --drafter "$dir/absent" --arms none,frozen data.max_response_length=48
 refused 64 bench
 refused 64 bench nonsense
 refused 64 bench decode surplus
