@@ -1,5 +1,7 @@
 /* cli/drafter_eval.c - figures of a drafter on held-out samples: alpha, coupled acceptance, tau;
- * and the acceptance length that whole trees of a budget would have had, by exact replay. */
+ * and the acceptance length that whole trees of a budget would have had, by replay of the recorded
+ * text.  It is that of a run as far as the text is what the target draws with the noise given,
+ * top_p 1 and top_k 0. */
 #include "cli/drafter.h"
 #include "cli/run.h"
 #include "core/json.h"
@@ -190,7 +192,8 @@ void drafter_print_json(const drafter_figures *g, int64_t step, int64_t tokens)
 
 /* ---- budgets ---- */
 
-/* A sample as one window: the drafter looks back over all of it. */
+/* A sample as one window.  The drafter looks back to its begin, DRAFTER_LEAD tokens before the
+ * response; in a run it sees more of the prompt. */
 static pl_feature_window whole_window(
     const drafter_features *f, const drafter_span *s, const drafter_noise *noise)
 {
@@ -209,7 +212,8 @@ static pl_feature_window whole_window(
         .hidden = f->hidden + s->row * cp};
 }
 
-static void print_budget(const pl_replay_options *o, const pl_replay_window *w, int n, int as_json)
+static void print_budget(
+    const pl_replay_options *o, const pl_replay_window *w, int n, double as_drawn, int as_json)
 {
     long long tokens = 0, rounds = 0;
 
@@ -218,9 +222,9 @@ static void print_budget(const pl_replay_options *o, const pl_replay_window *w, 
         rounds += w[i].n_rounds;
     }
     printf(as_json ? "{\"budget\":\"%d_%d_%d\",\"acceptance_length\":%.4f,\"tokens\":%lld,"
-                     "\"rounds\":%lld}\n"
+                     "\"rounds\":%lld,\"as_drawn\":%.4f}\n"
                    : "fixed:%d_%d_%d  acceptance length %.3f  (%lld tokens, %lld rounds)\n",
-        o->steps, o->topk, o->verify, pl_replay_tau(w, n), tokens, rounds);
+        o->steps, o->topk, o->verify, pl_replay_tau(w, n), tokens, rounds, as_drawn);
     fflush(stdout);
 }
 
@@ -275,7 +279,8 @@ pl_status drafter_measure_budgets(const char *list, const drafter_features *f,
         p = next_budget(p, &o);
         st = pl_replay(f->m->model, s->eagle, windows, (int)n, &o, is_stopped, NULL, out, err);
         if (st == PL_OK)
-            print_budget(&o, out, (int)n, as_json);
+            print_budget(&o, out, (int)n,
+                f->n_drawn > 0 ? (double)f->n_as_drawn / (double)f->n_drawn : 0, as_json);
     }
     free(windows);
     free(out);
