@@ -9,13 +9,15 @@
 
 enum {
     DEFAULT_VOCAB = 8192,
-    COUNT_MAX = 2048,    /* tokens that are counted before a vocabulary is made, at most */
-    COUNT_PICKS = 4,     /* of the gate's room of windows */
-    REFRESH_COUNT = 1000 /* tokens of the newest policy version that a refresh goes by */
+    COUNT_MAX = 2048,     /* tokens that are counted before a vocabulary is made, at most */
+    COUNT_PICKS = 4,      /* of the gate's room of windows */
+    REFRESH_COUNT = 1000, /* tokens of the newest policy version that a refresh goes by */
+    NEWEST = 4            /* what its tokens weigh, against those of older ones */
 };
 
-/* Below this share of the newest response tokens the vocabulary is made anew. */
-#define COVERAGE_MIN 0.85
+/* Tokens of the newest policy version that are not in the vocabulary and came more than once: above
+ * this share of all it is made anew. */
+#define MISSED_MAX 0.02
 
 typedef struct ranked {
     int64_t n;
@@ -56,8 +58,9 @@ static int32_t *choose_ids(const int64_t *counts, const uint8_t *is_old, int n_t
     return ids;
 }
 
-/* Response tokens of the windows that are there, of at least a policy version. */
-static int64_t count_tokens(pl_spot *s, int64_t *counts, uint32_t min_version)
+/* Response tokens of the windows that are there, by id; newest (may be NULL): of the newest policy
+ * version. */
+static int64_t count_tokens(pl_spot *s, int64_t *counts, int64_t *newest)
 {
     const int n_target = pl_model_arch(s->target)->n_vocab;
     spot_batch *b = &s->gate.batch;
@@ -67,12 +70,13 @@ static int64_t count_tokens(pl_spot *s, int64_t *counts, uint32_t min_version)
         spot_pick(s, b, 0);
         for (int i = 0; i < b->n; i++) {
             const pl_feature_window *w = &b->windows[i];
-            if (w->policy_version < min_version)
-                continue;
+            const int is_new = newest && w->policy_version >= s->newest;
             for (int r = 0; r < w->n; r++)
                 if (w->position + r >= w->n_prompt && w->tokens[r] >= 0 &&
                     w->tokens[r] < n_target) {
                     counts[w->tokens[r]]++;
+                    if (is_new)
+                        newest[w->tokens[r]]++;
                     total++;
                 }
         }
@@ -112,7 +116,7 @@ static pl_status start_random(pl_spot *s, pl_error *err)
         return pl_fail(err, PL_E_NOMEM, "no memory to count %d tokens", n_target);
     n = n < n_target ? n : n_target;
     const int64_t want = n == n_target ? 1 : 2 * n < COUNT_MAX ? 2 * n : COUNT_MAX;
-    const int64_t total = count_tokens(s, counts, 0);
+    const int64_t total = count_tokens(s, counts, NULL);
     pl_status st;
 
     if (spot_stopped(s))
@@ -207,21 +211,25 @@ pl_status spot_vocab_change(pl_spot *s, const int32_t *ids, pl_error *err)
     return st == PL_OK ? spot_sync(s, err) : st;
 }
 
-static pl_status refresh(pl_spot *s, int64_t *counts, uint8_t *is_old, pl_error *err)
+static pl_status refresh(
+    pl_spot *s, int64_t *counts, int64_t *newest, uint8_t *is_old, pl_error *err)
 {
     const int n_target = pl_model_arch(s->target)->n_vocab, n = pl_eagle_n_vocab(s->e);
-    const int64_t total = count_tokens(s, counts, s->newest);
-    int64_t known = 0;
+    int64_t total = 0, missed = 0;
 
+    (void)count_tokens(s, counts, newest);
+    for (int i = 0; i < n; i++)
+        is_old[pl_eagle_vocab(s->e)[i]] = 1;
+    for (int i = 0; i < n_target; i++) {
+        total += newest[i];
+        missed += !is_old[i] && newest[i] > 1 ? newest[i] : 0;
+        counts[i] += (NEWEST - 1) * newest[i];
+    }
     if (total < REFRESH_COUNT || spot_stopped(s))
         return PL_OK;
     s->looked_at = s->newest;
     s->has_looked = 1;
-    for (int i = 0; i < n; i++) {
-        is_old[pl_eagle_vocab(s->e)[i]] = 1;
-        known += counts[pl_eagle_vocab(s->e)[i]];
-    }
-    if ((double)known >= COVERAGE_MIN * (double)total)
+    if ((double)missed <= MISSED_MAX * (double)total)
         return PL_OK;
     int32_t *ids = choose_ids(counts, is_old, n_target, n);
     if (!ids)
@@ -233,24 +241,24 @@ static pl_status refresh(pl_spot *s, int64_t *counts, uint8_t *is_old, pl_error 
     free(ids);
     if (st == PL_OK)
         pl_log_info(s->log,
-            "draft vocabulary made anew: it covered %.3f of %" PRId64 " tokens, %d of %d changed",
-            (double)known / (double)total, total, n_new, n);
+            "draft vocabulary made anew: it missed %.3f of %" PRId64 " tokens, %d of %d changed",
+            (double)missed / (double)total, total, n_new, n);
     return st;
 }
 
 pl_status spot_refresh(pl_spot *s, pl_error *err)
 {
-    const int n_target = pl_model_arch(s->target)->n_vocab;
+    const size_t n_target = (size_t)pl_model_arch(s->target)->n_vocab;
 
     s->is_look_due = 0;
-    if ((s->has_looked && s->looked_at == s->newest) || pl_eagle_n_vocab(s->e) == n_target ||
-        s->gate.is_on)
+    if ((s->has_looked && s->looked_at == s->newest) ||
+        (size_t)pl_eagle_n_vocab(s->e) == n_target || s->gate.is_on)
         return PL_OK;
-    int64_t *counts = calloc((size_t)n_target, sizeof *counts);
-    uint8_t *is_old = calloc((size_t)n_target, 1);
+    int64_t *counts = calloc(2 * n_target, sizeof *counts);
+    uint8_t *is_old = calloc(n_target, 1);
     const pl_status st = counts && is_old
-                             ? refresh(s, counts, is_old, err)
-                             : pl_fail(err, PL_E_NOMEM, "no memory to count %d tokens", n_target);
+                             ? refresh(s, counts, counts + n_target, is_old, err)
+                             : pl_fail(err, PL_E_NOMEM, "no memory to count %zu tokens", n_target);
     free(counts);
     free(is_old);
     return st;
