@@ -13,6 +13,8 @@
 
 /* ---- locks ---- */
 
+enum { LOCK_TRIES = 50 }; /* of 10 ms */
+
 pl_status run_lock(const char *run_dir, const char *name, int *fd, pl_error *err)
 {
     char path[PL_CONFIG_STR + 64];
@@ -21,7 +23,15 @@ pl_status run_lock(const char *run_dir, const char *name, int *fd, pl_error *err
     *fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
     if (*fd < 0)
         return pl_fail(err, PL_E_IO, "'%s': %s", path, strerror(errno));
-    if (flock(*fd, LOCK_EX | LOCK_NB) == 0) {
+    /* Who asks whether somebody holds it (run_is_locked) does so for a moment, and who was killed
+     * until it is gone. */
+    int is_free = 0;
+    for (int i = 0; i < LOCK_TRIES && !is_free; i++) {
+        if (i > 0)
+            nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);
+        is_free = flock(*fd, LOCK_EX | LOCK_NB) == 0;
+    }
+    if (is_free) {
         if (ftruncate(*fd, 0) == 0)
             dprintf(*fd, "%d\n", (int)getpid()); /* for whoever adopts the process */
         return PL_OK;

@@ -35,6 +35,15 @@ kill -TERM "$run"
 ends_with 75 "SIGTERM to the supervisor"
 steps=3
 
+# Others ask whether a place is taken, by holding its lock for a moment.
+mkdir "$work/asked"
+for name in lock coordinator.lock trainer.lock worker-0.lock; do
+    flock -s "$work/asked/$name" sleep 0.3 &
+done
+start "$work/asked"
+ends_with 0 "a run whose places are asked about"
+like_calm "$dir" "places that are asked about are taken all the same"
+
 # Frozen for twice the silence that means lost.
 start "$work/frozen"
 until_true 20 has coordinator.lock || fail "the run did not begin"
