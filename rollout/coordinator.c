@@ -292,6 +292,18 @@ static void watch(pl_coordinator *c, int64_t now_ns)
     }
 }
 
+/* A place of the run has one process at a time: when each has said what it runs, none of the epoch
+ * before is left to wait for. */
+static int have_all_said(const pl_coordinator *c)
+{
+    uint32_t n = 0;
+
+    for (int i = 0; i < c->n_members; i++)
+        n += c->members[i]->role == PL_ROLE_WORKER && c->members[i]->has_status &&
+             c->members[i]->state != PL_WORKER_LOST;
+    return c->o.n_workers > 0 && n >= c->o.n_workers;
+}
+
 pl_status pl_coordinator_tick(pl_coordinator *c, int64_t now_ns, pl_error *err)
 {
     (void)err; /* today nothing here is recorded */
@@ -303,7 +315,8 @@ pl_status pl_coordinator_tick(pl_coordinator *c, int64_t now_ns, pl_error *err)
     c->tick_ns = now_ns;
     drafters_count_idle(c, now_ns);
     members_tick(c, now_ns);
-    if (c->is_waiting && coordinator_is_late(now_ns, c->begin_ns, c->o.lost_ms)) {
+    if (c->is_waiting &&
+        (have_all_said(c) || coordinator_is_late(now_ns, c->begin_ns, c->o.lost_ms))) {
         c->is_waiting = 0;
         c->want_grant = 1;
     }

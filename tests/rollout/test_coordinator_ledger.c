@@ -630,6 +630,31 @@ Test(coordinator_ledger, what_an_earlier_epoch_may_have_leased_waits_for_its_wor
     done(w);
 }
 
+/* The places of the run are filled again: whoever had them is gone. */
+Test(coordinator_ledger, what_an_earlier_epoch_may_have_leased_waits_for_no_more_than_the_places)
+{
+    world *w = with_batch(8);
+    pl_coordinator_options o = bed_options();
+    const uint32_t running[] = {100};
+
+    o.n_workers = 2;
+    pl_coordinator_free(w->c);
+    packets_cut(&w->ledger, w->n_durable);
+    packets_cut(&w->sent, 0);
+    cr_assert_eq(start(w, &o), PL_OK);
+    sync_ledger(w);
+    hello(w, T, 902, "trainer", 0);
+    worker(w, 2, 3, 8);
+    wait_ms(w, 1000);
+    cr_expect_eq(stats(w).n_leased, 0, "one place is empty");
+    hello(w, W, 1, "worker-1", 8);
+    status_lists(w, 1, 3, 5, running, 1, NULL, 0);
+    wait_ms(w, 50);
+    cr_expect_eq(stats(w).n_leased, 4);
+    cr_expect_eq(count(w, W, 1, PL_MSG_REVOKE), 0, "what it runs stays its own");
+    done(w);
+}
+
 Test(coordinator_ledger, a_batch_that_is_trained_again_has_its_results_and_rewards)
 {
     world *w = with_results();
