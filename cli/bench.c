@@ -206,17 +206,13 @@ static void print_benches(void)
 static const bench_entry *choose(bench *b, int n_args, char **args, pl_error *err)
 {
     if (n_args < 1) {
-        pl_error_set(err, PL_E_USAGE,
-            "bench wants a name: decode, verify, prefill, train, start, memory, processes, "
-            "idle, packing, channel");
+        pl_error_set(err, PL_E_USAGE, "bench wants a name: paceline bench --help lists them");
         return NULL;
     }
     const bench_entry *e = find(args[0]);
     if (!e) {
-        pl_error_set(err, PL_E_USAGE,
-            "unknown bench '%s': decode, verify, prefill, train, start, memory, processes, idle, "
-            "packing, channel",
-            args[0]);
+        pl_error_set(
+            err, PL_E_USAGE, "unknown bench '%s': paceline bench --help lists them", args[0]);
         return NULL;
     }
     b->name = e->name;

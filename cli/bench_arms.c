@@ -261,10 +261,30 @@ static void part(arm *x)
 
 /* ---- life ---- */
 
+/* What may not change between two sittings. */
+static pl_status identify(const arms *a, uint64_t *hash, pl_error *err)
+{
+    char path[PL_CONFIG_STR];
+    pl_file f = {0};
+
+    snprintf(path, sizeof path, "%s/model.safetensors", a->b->drafter);
+    const pl_status st = pl_file_open(&f, path, err);
+    if (st == PL_OK)
+        *hash =
+            run_config_hash(&a->config) ^ run_data_hash(a->data.train) ^ pl_hash64(f.data, f.size);
+    pl_file_close(&f);
+    return st;
+}
+
 static pl_status resume(arms *a, pl_error *err)
 {
     char dir[4096];
     pl_error none = {0};
+    uint64_t hash = 0;
+    const pl_status known = identify(a, &hash, err);
+    if (known != PL_OK)
+        return known;
+    a->state.config_hash = hash;
     const pl_status found = pl_checkpoint_find(a->dir, dir, sizeof dir, &none);
 
     if (found == PL_E_NOENT)
@@ -272,6 +292,11 @@ static pl_status resume(arms *a, pl_error *err)
     if (found != PL_OK)
         return pl_fail(err, found, "%s", none.msg);
     const pl_status st = pl_checkpoint_load(dir, a->trainer, &a->state, err);
+    if (st == PL_OK && a->state.config_hash != hash)
+        return pl_fail(err, PL_E_USAGE,
+            "--dir '%s' was begun with another model, drafter or configuration: give the same, or "
+            "another --dir",
+            a->dir);
     if (st == PL_OK)
         fprintf(
             a->b->notes, "going on after step %lld of '%s'\n", (long long)a->state.step, a->dir);
@@ -329,6 +354,9 @@ static pl_status open_all(arms *a, pl_error *err)
         st = pl_dir_make(a->dir, err);
     if (st == PL_OK)
         st = load_config(a, NULL, &a->config, err);
+    if (st == PL_OK && strcmp(a->config.rollout.model_path, a->b->model) != 0)
+        st = pl_fail(err, PL_E_USAGE, "bench arms takes its model by --model, not as '%s'",
+            a->config.rollout.model_path);
     if (st == PL_OK)
         st = bench_open(a->b, &a->m, 1, err);
     if (st == PL_OK)
@@ -441,13 +469,12 @@ static void record(arms *a, arm *x, int64_t step, double update_s)
         run_batch_reward(&x->batch), (long long)s->n_drafted_steps, (long long)s->n_drafted_emitted,
         s->tail_s, (long long)s->n_tail_steps, (long long)s->n_tail_emitted);
     fflush(a->csv);
-    fprintf(a->b->notes,
-        "  step %lld %-10s %7.2f s  x %.3f  accept %.2f  tail x %.2f  drafter v%u\n",
-        (long long)step, x->form->name, x->wall_s, none->wall_s / x->wall_s, accept_length(s),
-        none->batch.stats.tail_s > 0 && tail > 0
-            ? tail * none->batch.stats.tail_s / (double)none->batch.stats.n_tail_emitted
-            : (double)NAN,
-        d->version);
+    fprintf(a->b->notes, "  step %lld %-10s %7.2f s  x %.3f  accept %.2f", (long long)step,
+        x->form->name, x->wall_s, none->wall_s / x->wall_s, accept_length(s));
+    if (none->batch.stats.n_tail_emitted > 0 && tail > 0)
+        fprintf(a->b->notes, "  tail x %.2f",
+            tail * none->batch.stats.tail_s / (double)none->batch.stats.n_tail_emitted);
+    fprintf(a->b->notes, "  drafter v%u\n", d->version);
 }
 
 static pl_status compare(const arms *a, int64_t step, pl_error *err)

@@ -97,6 +97,17 @@ awk -F, '$2 > 2 && $3 == "adaptive-1" { n += $13 } END { exit n < 1 }' "$dir/arm
 grep -q '"bench":"arms"' "$dir/out" || fail "bench arms reports nothing: $(cat "$dir/out")"
 refused 64 bench arms --model "$dir/tiny" --dir "$dir/arms" --drafter "$dir/drafter" --arms frozen
 refused 66 bench arms --model "$dir/tiny" --dir "$dir/arms" --drafter "$dir/absent" --arms none,frozen data.max_response_length=48
+# What was begun goes on with the same model, drafter and keys only.
+go_on() { # go_on DRAFTER LENGTH
+    refused 64 bench arms --model "$dir/tiny" --dir "$dir/arms" --drafter "$1" --steps 13 --arms none,frozen \
+        data.train_batch_size=2 actor_rollout_ref.rollout.n=4 data.max_response_length="$2"
+}
+"$program" drafter warmup --model "$dir/tiny" --out "$dir/other" --tokens 1000 --window 64 --vocab 128 \
+    >"$dir/out" 2>"$dir/notes" || fail "another drafter: $(cat "$dir/notes")"
+go_on "$dir/other" 48
+go_on "$dir/drafter" 40
+refused 64 bench arms --model "$dir/tiny" --dir "$dir/arms2" --drafter "$dir/drafter" --arms none \
+    actor_rollout_ref.model.path="$dir/other"
 refused 64 bench
 refused 64 bench nonsense
 refused 64 bench decode surplus
