@@ -100,8 +100,7 @@ static pl_status load(drafter_student *s, const drafter_options *o, cli_model *m
     if (!pl_path_exists(o->drafter))
         return pl_fail(err, PL_E_NOENT,
             "drafter '%s' is not there: paceline drafter warmup makes one", o->drafter);
-    const pl_status st = pl_eagle_load(&s->eagle, m->model, o->drafter, err);
-    return st == PL_OK ? PL_OK : pl_wrap(err, st, "drafter '%s'", o->drafter);
+    return pl_eagle_load(&s->eagle, m->model, o->drafter, err);
 }
 
 static pl_status run_eval(const drafter_options *o, cli_model *m, const pl_log *log, pl_error *err)
@@ -180,7 +179,8 @@ static pl_status run_warmup(
 {
     if (!o->resume && !pl_dir_is_free(o->out))
         return pl_fail(err, PL_E_USAGE,
-            "'%s' is there already: --resume goes on with it, or name another --out", o->out);
+            "'%s' is there already: --resume goes on with a warm-up, or name another --out",
+            o->out);
     return drafter_warmup(o, m, log, err);
 }
 
@@ -310,6 +310,11 @@ int cmd_drafter(int argc, char **argv)
     cli_model m = {0};
     int helped = 0;
 
+    if (argc > 1 && strcmp(argv[1], "--help") == 0) {
+        for (size_t i = 0; i < sizeof verbs / sizeof *verbs; i++)
+            printf("%s%s\n", i == 0 ? "usage: paceline " : "       paceline ", verbs[i].usage);
+        return 0;
+    }
     if (!v) {
         pl_error_set(&err, PL_E_USAGE,
             "drafter wants one of warmup, eval, export, import (drafter warmup --help)");
@@ -319,7 +324,7 @@ int cmd_drafter(int argc, char **argv)
     if (st == PL_OK && helped)
         return 0;
     if (st == PL_OK && v->run == run_warmup && !o.out)
-        o.out = "drafter";
+        o.out = "runs/drafter";
     if (st == PL_OK) {
         cli_catch_signals(0);
         st = cli_model_open(&m, &o.model, &log, &err);

@@ -168,6 +168,7 @@ typedef struct drafter_place {
     int64_t step, tokens;
     int64_t epoch, window;  /* passes over the data that are done, windows done of the next */
     uint64_t data, options; /* hashes of what the order of the windows follows from */
+    uint64_t model;         /* hash of the target's embedding */
 } drafter_place;
 /* Write drafter, trainer and place as one directory, which replaces dir at once. */
 pl_status drafter_save(

@@ -28,7 +28,9 @@ static pl_status write_place(const drafter_place *p, const char *dir, pl_error *
 
     snprintf(path, sizeof path, "%s/warmup.json", dir);
     snprintf(hashes, sizeof hashes,
-        ",\"data\":\"%016" PRIx64 "\",\"options\":\"%016" PRIx64 "\"}\n", p->data, p->options);
+        ",\"data\":\"%016" PRIx64 "\",\"options\":\"%016" PRIx64 "\",\"model\":\"%016" PRIx64
+        "\"}\n",
+        p->data, p->options, p->model);
     put(&j, "{\"step\":", p->step);
     put(&j, ",\"tokens\":", p->tokens);
     put(&j, ",\"epoch\":", p->epoch);
@@ -108,8 +110,11 @@ pl_status drafter_read_place(drafter_place *p, const char *dir, pl_error *err)
     const int good = root && take_int(root, "step", &p->step) &&
                      take_int(root, "tokens", &p->tokens) && take_int(root, "epoch", &p->epoch) &&
                      take_int(root, "window", &p->window) && take_hash(root, "data", &p->data) &&
-                     take_hash(root, "options", &p->options);
+                     take_hash(root, "options", &p->options) && take_hash(root, "model", &p->model);
     json_decref(root);
     free(text);
-    return good ? PL_OK : pl_fail(err, PL_E_FORMAT, "'%s' is not the state of a warm-up", path);
+    return good ? PL_OK
+                : pl_fail(err, PL_E_FORMAT,
+                      "'%s' is not the state of a warm-up, or it is damaged: name another --out",
+                      path);
 }

@@ -344,10 +344,12 @@ static pl_status start_again(warmup *w, pl_error *err)
     pl_status st = drafter_read_place(&p, w->o->out, err);
     if (st != PL_OK)
         return pl_wrap(err, st, "--resume");
-    if (p.data != w->place.data || p.options != w->place.options)
+    if (p.data != w->place.data || p.options != w->place.options || p.model != w->place.model)
         return pl_fail(err, PL_E_USAGE,
-            "--resume: '%s' was warmed up with other %s; give the same, or another --out",
-            w->o->out, p.data != w->place.data ? "data" : "options");
+            "--resume: '%s' was warmed up with %s; give the same, or another --out", w->o->out,
+            p.model != w->place.model ? "another model"
+            : p.data != w->place.data ? "other data"
+                                      : "other options");
     st = pl_eagle_load(&w->s.eagle, w->m->model, w->o->out, err);
     if (st == PL_OK)
         st = pl_eagle_trainer_new(&w->s.trainer, w->s.eagle, &w->s.o, err);
@@ -369,6 +371,13 @@ static uint64_t options_hash(const drafter_options *o, const drafter_noise *nois
         (double)o->seed, (double)o->memory_mb, (double)noise->temperature, o->lr, o->alpha_weight,
         o->depth_decay, o->ema, strcmp(o->schedule, "cosine") == 0};
     return pl_hash64(mix, sizeof mix) ^ pl_hash64(o->loss, strlen(o->loss));
+}
+
+static uint64_t model_hash(const pl_model *m)
+{
+    const pl_arch *a = pl_model_arch(m);
+    return pl_hash64(
+        pl_model_lend(m).embed, pl_packed_elements(a->n_vocab, a->n_embd) * sizeof(uint16_t));
 }
 
 static pl_status prepare(warmup *w, const pl_log *log, pl_error *err)
@@ -393,6 +402,7 @@ static pl_status prepare(warmup *w, const pl_log *log, pl_error *err)
                                : 2 * w->data.n_train_tokens;
     w->place.data = w->data.hash;
     w->place.options = options_hash(o, &w->s.noise);
+    w->place.model = model_hash(w->m->model);
     w->order = calloc((size_t)w->data.n, sizeof *w->order);
     if (!w->order)
         return pl_fail(err, PL_E_NOMEM, "no memory for %d samples", w->data.n);

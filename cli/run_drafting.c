@@ -157,8 +157,7 @@ pl_status run_drafting_check(const run_config *c, const pl_model *m, pl_error *e
             c->speculative.init);
     const pl_status st = pl_eagle_load(&e, m, c->speculative.init, err);
     pl_eagle_free(e);
-    return st == PL_OK ? st
-                       : pl_wrap(err, st, "speculative.drafter.init '%s'", c->speculative.init);
+    return st == PL_OK ? st : pl_wrap(err, st, "speculative.drafter.init");
 }
 
 /* Rounds in which the serving version drafted, since they were last told: without any it is not
@@ -261,8 +260,7 @@ static pl_status serve_what_is_there(run_drafting *d, pl_error *err)
     if (!d->dir[0] && !pl_path_exists(d->c->speculative.init))
         return PL_OK;
     const pl_status st = run_drafting_serve(d, d->c->speculative.init, 0, err);
-    return st == PL_OK ? st
-                       : pl_wrap(err, st, "speculative.drafter.init '%s'", d->c->speculative.init);
+    return st == PL_OK ? st : pl_wrap(err, st, "speculative.drafter.init");
 }
 
 /* ---- life ---- */

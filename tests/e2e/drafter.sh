@@ -43,6 +43,9 @@ expect 64 "other options" "a resume at another rate" -- warmup "$work/parts" --r
 head -n 40 "$work/data.jsonl" >"$work/less.jsonl"
 expect 64 "other data" "a resume on other data" -- warmup "$work/parts" --resume --steps 60 --data "$work/less.jsonl"
 expect 64 "is there already" "a warm-up over another" -- warmup "$work/whole" --steps 60
+"$PACELINE" tiny "$work/twin" --seed 9 >"$work/log" 2>&1 || { cat "$work/log"; fail "a model of the same shape"; }
+expect 64 "another model" "a resume with a model of the same shape" -- "$PACELINE" drafter warmup --model "$work/twin" \
+    --data "$work/data.jsonl" --noise-seed 3 --out "$work/parts" --resume --steps 60
 expect 66 "warmup.json" "a resume of nothing" -- warmup "$work/none" --resume
 
 # Little memory: features are made anew, part by part, and the place is found again.
