@@ -234,7 +234,8 @@ typedef struct run_batch {
     int n_done;
     int64_t n_tokens; /* so far */
     double seconds;
-    double update_s; /* of the policy's training on it */
+    int is_continued; /* begun before this process was: seconds are not those of all of it */
+    double update_s;  /* of the policy's training on it */
     pl_engine_stats stats;
     run_events events;
     run_draft_figures drafting;
@@ -337,6 +338,8 @@ typedef struct run_lengths {
 run_lengths run_measure_lengths(const run_batch *b);
 /* 1 + accepted / verify steps, a ratio of sums. */
 double run_acceptance_length(const pl_engine_stats *s);
+/* Tokens a second; NaN: another process began the batch. */
+double run_rollout_rate(const run_batch *b);
 /* Tokens a round of those rounds that drafted; NaN: none did. */
 double run_drafted_length(const pl_engine_stats *s);
 /* Of the rounds before and after the newest swap of drafters in it; NaN: none. */

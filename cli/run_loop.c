@@ -308,7 +308,7 @@ static void print_step(run *r, const pl_step_stats *u)
         .reward = run_batch_reward(&r->batch),
         .length_mean = l.mean,
         .length_max = l.max,
-        .rate = (double)r->batch.stats.n_emitted / r->batch.seconds,
+        .rate = run_rollout_rate(&r->batch),
         .acceptance = run_acceptance_length(&r->batch.stats),
         .rollout_s = r->batch.seconds,
         .update_s = u->update_s};

@@ -106,6 +106,11 @@ static double ratio(int64_t n_emitted, int64_t n_steps)
     return n_steps > 0 ? (double)n_emitted / (double)n_steps : (double)NAN;
 }
 
+double run_rollout_rate(const run_batch *b)
+{
+    return b->is_continued ? (double)NAN : (double)b->stats.n_emitted / b->seconds;
+}
+
 double run_drafted_length(const pl_engine_stats *s)
 {
     return ratio(s->n_drafted_emitted, s->n_drafted_steps);
@@ -172,8 +177,8 @@ pl_status run_record_step(run_watch *w, int64_t step, const run_batch *b, const 
         {"training/rollout_ratio_max_abs_dev", u->ratio_max_abs_dev},
         {"training/rollout_logprob_mismatches", (double)u->logprob_mismatches},
         {"perf/total_num_tokens", (double)e->n_emitted},
-        {"perf/throughput", (double)e->n_emitted / step_s},
-        {"perf/rollout_throughput", (double)e->n_emitted / b->seconds},
+        {"perf/throughput", b->is_continued ? (double)NAN : (double)e->n_emitted / step_s},
+        {"perf/rollout_throughput", run_rollout_rate(b)},
         {"perf/micro_batches", u->n_micro_batches},
         {"timing_s/gen", b->seconds},
         {"timing_s/update_actor", u->update_s},

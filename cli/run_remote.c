@@ -29,6 +29,7 @@ typedef struct remote {
     refusal *refused;     /* [total] */
     uint64_t batch;       /* its id; UINT64_MAX: none */
     int n_ready;
+    int has_begun;         /* a step of training, in this process */
     pl_msg_batch progress; /* what the coordinator last said of it */
     pl_msg_batch counted;  /* its counters as they were last looked at */
     uint64_t counted_epoch;
@@ -317,6 +318,9 @@ static pl_status open_batch(remote *r, run_batch *b, pl_error *err)
     const pl_status st = run_batch_begin(b, err);
     if (st != PL_OK)
         return st;
+    const int is_training = b->id >> 32 == 0;
+    b->is_continued = is_training && !r->has_begun && (r->w.epoch > 1 || b->id > 1);
+    r->has_begun |= is_training;
     run_figures_clear(&r->figures);
     r->is_collected = 0;
     free(r->state);

@@ -62,11 +62,15 @@ void run_print_heading(const run_config *c, const cli_model *m, const run_data *
 
 void run_print_step(const run_step_line *l, int with_heading)
 {
+    char rate[24] = "-"; /* of a step that another process began */
+
     if (with_heading)
         printf("%9s %8s %11s %5s %9s %7s %10s %9s\n", "step", "reward", "length mean", "max",
             "tokens/s", "accept", "rollout s", "update s");
-    printf("%4lld/%-4lld %8.3f %11.1f %5d %9.1f %7.2f %10.1f %9.1f\n", (long long)l->step,
-        (long long)l->total, l->reward, l->length_mean, l->length_max, l->rate, l->acceptance,
+    if (!isnan(l->rate))
+        snprintf(rate, sizeof rate, "%.1f", l->rate);
+    printf("%4lld/%-4lld %8.3f %11.1f %5d %9s %7.2f %10.1f %9.1f\n", (long long)l->step,
+        (long long)l->total, l->reward, l->length_mean, l->length_max, rate, l->acceptance,
         l->rollout_s, l->update_s);
     fflush(stdout);
 }
