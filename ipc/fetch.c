@@ -53,6 +53,7 @@ typedef struct fetch {
     int repeat_ms;      /* how long that may last */
     int n_repeats;      /* for silence, since a doubled chunk came */
     int is_unsent;      /* nobody is connected yet */
+    int is_empty;       /* the publisher holds nothing at all */
     int64_t clock_ms;
     int timeout_ms;
     pl_fetch_progress progress;
@@ -232,9 +233,10 @@ static pl_status take(fetch *f, const pl_msg *m, pl_error *err)
     if (m->h.type == PL_MSG_REJECT)
         return pl_fail(
             err, PL_E_PEER, "publisher '%s' refuses: %s", f->address, m->u.reject.reason);
-    if (news == NEWS_GONE && m->u.gone.oldest == UINT32_MAX)
-        return pl_fail(
-            err, PL_E_PEER, "the content is not held any more by '%s', nor any other", f->address);
+    if (news == NEWS_GONE && m->u.gone.oldest == UINT32_MAX) {
+        f->is_empty = 1; /* it may be beginning: asked again until the time is up */
+        return PL_OK;
+    }
     if (news == NEWS_GONE)
         return pl_fail(err, PL_E_PEER,
             "the content is not held any more by '%s': version %u is the oldest there", f->address,
@@ -248,7 +250,7 @@ static pl_status take(fetch *f, const pl_msg *m, pl_error *err)
         f->n_repeats = 0;
         return PL_OK;
     }
-    f->silent_ms = f->waited_ms = 0;
+    f->silent_ms = f->waited_ms = f->is_empty = 0;
     if (f->a.is_checked)
         f->n_wrong = 0;
     if (news == NEWS_CHUNK)
@@ -286,6 +288,9 @@ static pl_status pull_one(fetch *f, pl_msg *m, pl_error *err)
             return st;
     } /* else: nothing, or damaged; it comes again */
     count_silence(f);
+    if (f->silent_ms > f->timeout_ms && f->is_empty)
+        return pl_fail(
+            err, PL_E_PEER, "the content is not held any more by '%s', nor any other", f->address);
     if (f->silent_ms > f->timeout_ms)
         return pl_fail(err, PL_E_PEER,
             "publisher '%s' has not answered for %d ms: it is gone, or the network is", f->address,

@@ -211,6 +211,46 @@ Test(channel, the_oldest_content_goes_and_its_reader_is_told)
     rig_down(&r);
 }
 
+typedef struct beginning {
+    rig *r;
+    int n_asked;
+} beginning;
+
+/* The publisher begins to hold it a while after it was first asked. */
+static int begin_late(void *ctx, uint64_t done, uint64_t total)
+{
+    beginning *b = ctx;
+    pl_hash root;
+    uint64_t n;
+
+    (void)done;
+    (void)total;
+    if (++b->n_asked == 8)
+        add(b->r, "in", 1, &root, &n);
+    return 0;
+}
+
+Test(channel, a_publisher_that_holds_nothing_yet_is_asked_again)
+{
+    pl_hash root;
+    uint64_t n;
+    pl_error err = {0};
+    rig r;
+
+    rig_up(&r, 2, 8 * MIB);
+    write_file("in", 2 * MIB, 1);
+    add(&r, "in", 1, &root, &n);
+    rig_down(&r);
+    rig_up(&r, 2, 8 * MIB);
+    beginning b = {&r, 0};
+    cr_assert_eq(
+        pl_fetch(r.ipc, address, &root, n, in_dir("out"), PATIENCE_MS, begin_late, &b, &err), PL_OK,
+        "%s", err.msg);
+    cr_assert_geq(b.n_asked, 8);
+    cr_assert(holds("out", 2 * MIB, 1));
+    rig_down(&r);
+}
+
 Test(channel, equal_bytes_are_held_once_under_the_latest_version)
 {
     pl_hash root, other;
@@ -241,8 +281,8 @@ Test(channel, a_file_that_was_cut_is_gone_and_no_signal)
     write_file("in", 4 * MIB, 1);
     add(&r, "in", 1, &root, &n);
     cr_assert_eq(truncate(in_dir("in"), MIB + 1), 0);
-    cr_assert_eq(pl_fetch(r.ipc, address, &root, n, in_dir("out"), PATIENCE_MS, NULL, NULL, &err),
-        PL_E_PEER);
+    cr_assert_eq(
+        pl_fetch(r.ipc, address, &root, n, in_dir("out"), 1500, NULL, NULL, &err), PL_E_PEER);
     cr_assert(strstr(err.msg, "not held any more"), "%s", err.msg);
     cr_assert_eq(count_files("out"), 0);
     rig_down(&r);
