@@ -56,8 +56,8 @@ static pl_status check_state(const pl_eagle_trainer *t, const pl_file *f, pl_err
 
     if (f->size < sizeof h || memcmp(f->data, state_magic, sizeof h.magic) != 0)
         return pl_fail(err, PL_E_FORMAT,
-            "it is no state of a drafter's training that this build writes, or it is damaged: name "
-            "another --out");
+            "it is no state of a drafter's training that this build writes, or it is damaged: move "
+            "it away");
     memcpy(&h, f->data, sizeof h);
     if (h.n_elements != t->e->n_elements || h.has_average != (t->average != NULL))
         return pl_fail(err, PL_E_SHAPE, "%llu parameters %s average; this drafter has %zu, %s",

@@ -157,7 +157,8 @@ static const ipc_field drafting[] = {
     U64(drafting, n_learned_accepted), U64(drafting, n_suffix_draft),
     U64(drafting, n_suffix_accepted), U64(drafting, n_tail_steps), U64(drafting, n_tail_emitted),
     U32(drafting, tail_ms), U32(drafting, draft_ms), U32(drafting, verify_ms),
-    U32(drafting, n_swaps), U64(drafting, n_before_steps), U64(drafting, n_before_emitted), SPAN(drafting, costs, sizeof(pl_pass_cost), PL_COST_BUCKETS),
+    U32(drafting, n_swaps), U64(drafting, n_before_steps), U64(drafting, n_before_emitted),
+    SPAN(drafting, costs, sizeof(pl_pass_cost), PL_COST_BUCKETS),
 };
 static const ipc_field fetch[] = {HASH(fetch, hash), U32(fetch, first), U32(fetch, n)};
 static const ipc_field leaves[] = {
