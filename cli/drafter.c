@@ -30,6 +30,29 @@ pl_status drafter_loss_parse(pl_eagle_loss *out, const char *word, pl_error *err
     return pl_fail(err, PL_E_USAGE, "--loss '%s' is none of mix, lk, ce and eagle1", word);
 }
 
+/* Of the configuration's prompts, by this model, with the options that were given over its keys. */
+static pl_status make_rollouts(const drafter_options *o, const cli_model *m, const char *path,
+    int64_t n_tokens, drafter_noise *noise, const pl_log *log, pl_error *err)
+{
+    char model[PATH_ROOM], seed[64], temperature[64], *overrides[3] = {model, seed};
+    int n = 1;
+
+    if (snprintf(model, sizeof model, "actor_rollout_ref.model.path=%s", o->model.path) >=
+        PATH_ROOM)
+        return pl_fail(err, PL_E_USAGE, "--model '%s': name too long", o->model.path);
+    if (o->noise_seed >= 0) {
+        snprintf(
+            seed, sizeof seed, "actor_rollout_ref.rollout.seed=%lld", (long long)o->noise_seed);
+        overrides[n++] = seed;
+    }
+    if (o->temperature > 0) {
+        snprintf(temperature, sizeof temperature, "actor_rollout_ref.rollout.temperature=%.9g",
+            o->temperature);
+        overrides[n++] = temperature;
+    }
+    return drafter_make_rollouts(m, o->config, overrides, n, path, n_tokens, noise, log, err);
+}
+
 pl_status drafter_open_data(drafter_data *d, drafter_noise *noise, const drafter_options *o,
     const cli_model *m, const pl_log *log, pl_error *err)
 {
@@ -37,7 +60,8 @@ pl_status drafter_open_data(drafter_data *d, drafter_noise *noise, const drafter
     char path[PATH_ROOM];
     drafter_hold hold;
 
-    *noise = (drafter_noise){(uint64_t)o->noise_seed, (float)o->temperature};
+    *noise = (drafter_noise){o->noise_seed < 0 ? 0 : (uint64_t)o->noise_seed,
+        o->temperature > 0 ? (float)o->temperature : 1};
     pl_status st = drafter_hold_parse(&hold, o->hold, err);
     if (st != PL_OK)
         return st;
@@ -48,7 +72,7 @@ pl_status drafter_open_data(drafter_data *d, drafter_noise *noise, const drafter
     if (pl_path_exists(path))
         return pl_fail(err, PL_E_USAGE, "'%s' is there already: --data %s uses it", path, path);
     const int64_t n = o->tokens > 0 ? o->tokens : 150000;
-    st = drafter_make_rollouts(m, o->config, path, n + n / DRAFTER_HELD_OF, noise, log, err);
+    st = make_rollouts(o, m, path, n + n / DRAFTER_HELD_OF, noise, log, err);
     return st == PL_OK ? drafter_data_read(d, path, a, a->n_ctx, hold, err) : st;
 }
 
@@ -260,8 +284,10 @@ static pl_status parse(
         {"seed", CLI_INT, &o->seed, 0, 9e18, "S", "of the random start and of the order (0)"},
         {"hold-out", CLI_STRING, &o->hold, 0, 0, "WORD",
             "an eighth of the data by prompt or uid; eval: also all (prompt)"},
-        {"noise-seed", CLI_INT, &o->noise_seed, 0, 9e18, "S", "rollout.seed of the data (0)"},
-        {"temperature", CLI_FLOAT, &o->temperature, 0.01, 100, "T", "of the data (1)"},
+        {"noise-seed", CLI_INT, &o->noise_seed, 0, 9e18, "S",
+            "rollout.seed of the data (0; made here: --config's)"},
+        {"temperature", CLI_FLOAT, &o->temperature, 0.01, 100, "T",
+            "of the data (1; made here: --config's)"},
         {"memory-mb", CLI_INT, &o->memory_mb, 1, 1 << 20, "N", "MiB of features at most (1024)"},
         {"eval-every", CLI_INT, &o->every, 1, 1e9, "N", "updates between held-out figures (100)"},
         {"eval-tokens", CLI_INT, &o->eval_tokens, 256, 1e9, "N", "held-out positions (8192)"},
@@ -300,7 +326,7 @@ int cmd_drafter(int argc, char **argv)
         .depth = 4,
         .lr = 1e-3,
         .alpha_weight = 0.5,
-        .temperature = 1,
+        .noise_seed = -1,
         .memory_mb = 1024,
         .every = 100,
         .eval_tokens = 8192};

@@ -53,10 +53,12 @@ typedef struct drafter_noise { /* of the run that made the samples */
     float temperature;
 } drafter_noise;
 
-/* Make rollouts of the prompts of a run configuration (data.train_files, its sampling and seed)
- * until there are n_tokens of response, and write them as records to path, which must not exist. */
-pl_status drafter_make_rollouts(const cli_model *m, const char *config, const char *path,
-    int64_t n_tokens, drafter_noise *noise, const pl_log *log, pl_error *err);
+/* Make rollouts of the prompts of a run configuration (data.train_files, its sampling and seed;
+ * overrides: key=value) until there are n_tokens of response, and write them as records to path,
+ * which must not exist.  *noise: what they were drawn with. */
+pl_status drafter_make_rollouts(const cli_model *m, const char *config, char **overrides,
+    int n_overrides, const char *path, int64_t n_tokens, drafter_noise *noise, const pl_log *log,
+    pl_error *err);
 
 /* ---- features of samples, in memory that is bounded ---- */
 

@@ -139,8 +139,9 @@ static pl_status make_all(
     return st;
 }
 
-pl_status drafter_make_rollouts(const cli_model *m, const char *config, const char *path,
-    int64_t n_tokens, drafter_noise *noise, const pl_log *log, pl_error *err)
+pl_status drafter_make_rollouts(const cli_model *m, const char *config, char **overrides,
+    int n_overrides, const char *path, int64_t n_tokens, drafter_noise *noise, const pl_log *log,
+    pl_error *err)
 {
     run_config *c = calloc(1, sizeof *c);
     pl_dataset *set = NULL;
@@ -148,7 +149,7 @@ pl_status drafter_make_rollouts(const cli_model *m, const char *config, const ch
 
     if (!c)
         return pl_fail(err, PL_E_NOMEM, "no memory for a configuration");
-    pl_status st = run_config_load(c, config, NULL, 0, err);
+    pl_status st = run_config_load(c, config, overrides, n_overrides, err);
     if (st == PL_OK)
         st = pl_dataset_open_any(
             &set, c->data.train_files, m->tokenizer, (int)c->data.max_prompt_length, err);

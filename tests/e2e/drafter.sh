@@ -118,11 +118,13 @@ cp -r "$work/whole" "$work/cut"
 head -c 5000 "$work/whole/model.safetensors" >"$work/cut/model.safetensors"
 expect 65 "cut" "a drafter that is cut" -- eval_of "$work/cut"
 
-# Without data: its own rollouts first, which stay.
-"$PACELINE" drafter warmup --model "$work/tiny" --out "$work/own" --tokens 6000 --window 64 --vocab 256 --json \
+# Without data: its own rollouts first, which stay; the configuration names no model, --model does.
+sed 's/max_response_length: .*/max_response_length: 64/' configs/arms.yaml >"$work/own.yaml"
+"$PACELINE" drafter warmup --model "$work/tiny" --config "$work/own.yaml" --noise-seed 5 --temperature 0.9 \
+    --out "$work/own" --tokens 6000 --window 64 --vocab 256 --json \
     >"$work/out" 2>"$work/log" || { cat "$work/log"; fail "a warm-up from its own rollouts"; }
 [ -s "$work/own.rollouts.jsonl" ] && [ -s "$work/own/model.safetensors" ] || fail "its files"
-grep -q '100.0 % of the recorded tokens' "$work/log" || { cat "$work/log"; fail "its own noise"; }
+grep -q '100.0 % of the recorded tokens .* at seed 5, temperature 0.9' "$work/log" || { cat "$work/log"; fail "its own noise"; }
 passed "without data the model's own rollouts are made, and used"
 expect 64 "own.rollouts.jsonl. is there already" "rollouts are not made twice unasked" -- \
     "$PACELINE" drafter warmup --model "$work/tiny" --out "$work/own" --resume
