@@ -15,8 +15,6 @@
 #include <assert.h>
 #include <string.h>
 
-enum { TREE_ROWS = 8 }; /* of a tree that is cut up */
-
 /* One unit of work: some query rows of a segment and one KV head. */
 typedef struct item {
     pl_pass *p;
@@ -264,13 +262,17 @@ static void attend_tree(const item *it)
     }
 }
 
-/* Query rows of one item.  A whole tree shares the gathering of its tail; a few trees are cut up,
- * so that every thread has work. */
+/* Query rows of one item.  A whole tree reads its keys and gathers its tail once; where a few trees
+ * would leave threads idle, each is cut into as many pieces as there are threads. */
 static int item_rows(const pl_pass *p, const pass_seg *seg, int n_threads)
 {
+    const int whole = p->n_segs * p->dims.hkv;
+
     if (!seg->s.parent)
         return ATTN_ROWS;
-    return p->n_segs * p->dims.hkv >= 4 * n_threads ? seg->s.n_rows : TREE_ROWS;
+    if (whole % n_threads == 0 || whole >= 4 * n_threads)
+        return seg->s.n_rows;
+    return (seg->s.n_rows + n_threads - 1) / n_threads;
 }
 
 void pass_attention(pl_pass *p, int layer, const layer_acts *a, int i_thread, int n_threads)
