@@ -46,9 +46,9 @@ static void spread(unsigned char *dst, const uint16_t *x)
     memcpy(dst, x, X_BYTES);
 }
 
-static inline void prefetch(const uint16_t *w)
+static inline void prefetch(const uint16_t *w, int lines)
 {
-    for (int line = 0; line < 32; line++)
+    for (int line = 0; line < lines; line++)
         __builtin_prefetch(w + 32 * line, 0, 2); /* into L2 */
 }
 
@@ -57,7 +57,7 @@ static void multiply_one(const gemm_part *p)
 {
     const size_t stride = sizeof *p->y * p->ldy;
     const unsigned char *x = p->x;
-    const uint16_t *w = p->w;
+    const uint16_t *w = p->w, *next = p->next;
     if (p->is_first) {
         tile_zero(0);
         tile_zero(1);
@@ -66,8 +66,8 @@ static void multiply_one(const gemm_part *p)
         tile_load(1, p->y + 16, stride);
     }
     for (int b = 0; b < p->n_blocks; b++) {
-        if (p->ahead)
-            prefetch(w + p->ahead);
+        prefetch(next, p->next_lines);
+        next += 32 * p->next_lines;
         tile_load(4, x, X_BYTES);
         tile_load(6, w, 64);
         tile_dot(0, 4, 6);
@@ -87,7 +87,7 @@ static void multiply_two(const gemm_part *p)
     const int first = first_rows(p->rows);
     float *lower = p->y + (size_t)first * p->ldy;
     const unsigned char *x = p->x;
-    const uint16_t *w = p->w;
+    const uint16_t *w = p->w, *next = p->next;
     if (p->is_first) {
         tile_zero(0);
         tile_zero(1);
@@ -100,8 +100,8 @@ static void multiply_two(const gemm_part *p)
         tile_load(3, lower + 16, stride);
     }
     for (int b = 0; b < p->n_blocks; b++) {
-        if (p->ahead)
-            prefetch(w + p->ahead);
+        prefetch(next, p->next_lines);
+        next += 32 * p->next_lines;
         tile_load(4, x, X_BYTES);
         tile_load(6, w, 64);
         tile_dot(0, 4, 6);

@@ -15,7 +15,9 @@
 enum {
     BAND_ROWS = 256,        /* rows of a band, at most */
     BAND_BYTES = 512 << 10, /* of the scratch that a band takes: half of a usual L2 */
-    AHEAD = 8192            /* elements of w from what is read to what is prefetched into L2 */
+    AHEAD = 8192,           /* elements of w from what is read to what is prefetched into L2 */
+    FEW_ROWS = 16,          /* that finish with a panel sooner than memory brings the next */
+    BLOCK_LINES = 32        /* of 64 bytes of weights */
 };
 
 /* y[r][0..n-1] (+)= product of the rows and one panel, over n_blocks blocks of 32 k. */
@@ -26,7 +28,10 @@ typedef struct gemm_part {
     const uint16_t *w;      /* n_blocks * 1024 elements */
     int rows, n, n_blocks;
     int is_first; /* start from zero, not from y */
-    int ahead;    /* AHEAD the first time that these weights are read, 0 afterwards */
+    /* Two ways to ask for weights into L2 before they are read; a kernel takes one. */
+    int ahead;            /* AHEAD the first time that these weights are read, 0 afterwards */
+    const uint16_t *next; /* with each block next_lines lines of 64 bytes, from here on */
+    int next_lines;       /* 0: nothing */
 } gemm_part;
 
 typedef struct gemm_kernel {
@@ -76,6 +81,16 @@ static inline void spread_rows(const gemm_kernel *kernel, unsigned char *dst, co
         }
 }
 
+/* A part's share of the next panel, so that memory works while all parts of this one compute; with
+ * few rows what comes AHEAD. */
+static inline const uint16_t *next_of(
+    const pl_gemm *g, const uint16_t *w, int i, int n_rows, int n_blocks, int lines)
+{
+    if (n_rows <= FEW_ROWS)
+        return w + AHEAD;
+    return w + 32 * (size_t)g->k + 32 * (size_t)i * (size_t)n_blocks * (size_t)lines;
+}
+
 /* One band of rows, one chunk of K, all panels. */
 static inline void multiply_band(
     const gemm_kernel *kernel, const pl_gemm *g, int row0, int n_rows, int k0, int n_blocks)
@@ -91,20 +106,24 @@ static inline void multiply_band(
     /* A few blocks of keys are not a stream of weights: what follows them is not read next. */
     const int is_stream =
         (size_t)(g->panel_end - g->panel_begin) * (size_t)n_blocks * 1024 >= 4 * (size_t)AHEAD;
+    const int lines = (BLOCK_LINES + n_parts - 1) / n_parts;
     int prepared = 0;
     for (int p = g->panel_begin; p < g->panel_end; p++)
         for (int i = 0; i < n_parts; i++) {
             const int r = n_rows * i / n_parts;
+            const uint16_t *w = g->w + 32 * ((size_t)p * (size_t)g->k + (size_t)k0);
             const gemm_part part = {
                 .y = g->y + (size_t)(row0 + r) * g->ldy + 32 * (size_t)p,
                 .ldy = g->ldy,
                 .x = spread + (size_t)r * row_bytes,
-                .w = g->w + 32 * ((size_t)p * (size_t)g->k + (size_t)k0),
+                .w = w,
                 .rows = n_rows * (i + 1) / n_parts - r,
                 .n = g->n - 32 * p < 32 ? g->n - 32 * p : 32,
                 .n_blocks = n_blocks,
                 .is_first = !g->accumulate && k0 == 0,
                 .ahead = i == 0 && is_stream ? AHEAD : 0,
+                .next = next_of(g, w, i, n_rows, n_blocks, lines),
+                .next_lines = is_stream ? lines : 0,
             };
             if (kernel->prepare && part.rows != prepared)
                 kernel->prepare(part.rows);
