@@ -174,8 +174,11 @@ void run_print_resume(const run_config *c, int64_t step, const char *dir);
 pl_status run_drafting_open(run_drafting **out, const run_config *c, const char *run_dir,
     const char *name, const cli_model *m, pl_engine *e, const pl_log *log, pl_error *err);
 void run_drafting_close(run_drafting *d); /* before the engine is freed */
-/* Draft with the drafter in dir from the next round on.  Errors: the one before goes on. */
+/* Draft with the drafter in dir from the next round on.  Errors: the one before goes on.
+ * PL_E_TIMEOUT: its vocabulary is another one, and samples run; it is held, and the next call with
+ * this version takes it from memory. */
 pl_status run_drafting_serve(run_drafting *d, const char *dir, uint32_t version, pl_error *err);
+int run_drafting_holds(const run_drafting *d, uint32_t version);
 uint32_t run_drafting_version(const run_drafting *d);
 /* Who drafts for the samples to come (pl_speculate); none is running. */
 void run_drafting_speculate(run_drafting *d, uint32_t how);

@@ -38,6 +38,8 @@ struct run_drafting {
     int is_in_session, is_lead;
     pl_eagle *serving; /* NULL: none */
     uint32_t version;
+    pl_eagle *held; /* until no sample runs: of another vocabulary; NULL: none */
+    uint32_t held_version;
     pl_eagle *first;       /* in service instead, for comparisons; NULL else */
     int is_exchanged;      /* the engine does not draft with serving now */
     run_draft_figures sum; /* of sessions that have ended */
@@ -172,14 +174,35 @@ static void tell_served(run_drafting *d)
     d->n_served = e.n_reached[0];
 }
 
+int run_drafting_holds(const run_drafting *d, uint32_t version)
+{
+    return d->held && d->held_version == version;
+}
+
+/* What was held, or from dir. */
+static pl_status take_drafter(
+    run_drafting *d, const char *dir, uint32_t version, pl_eagle **out, pl_error *err)
+{
+    *out = run_drafting_holds(d, version) ? d->held : NULL;
+    if (!*out)
+        pl_eagle_free(d->held); /* an older one */
+    d->held = NULL;
+    return *out ? PL_OK : pl_eagle_load(out, d->m->model, dir, err);
+}
+
 /* While another one drafts for a comparison, it waits. */
 pl_status run_drafting_serve(run_drafting *d, const char *dir, uint32_t version, pl_error *err)
 {
     pl_eagle *fresh = NULL;
 
-    pl_status st = pl_eagle_load(&fresh, d->m->model, dir, err);
+    pl_status st = take_drafter(d, dir, version, &fresh, err);
     if (st == PL_OK && !d->is_exchanged)
         st = pl_engine_set_drafter(d->engine, fresh, err);
+    if (st == PL_E_TIMEOUT) {
+        d->held = fresh;
+        d->held_version = version;
+        return st;
+    }
     if (st != PL_OK) {
         pl_eagle_free(fresh);
         return st;
@@ -310,6 +333,7 @@ void run_drafting_close(run_drafting *d)
     (void)pl_engine_set_windows(d->engine, NULL, NULL, 0, &none);
     (void)pl_engine_set_drafter(d->engine, NULL, &none);
     pl_eagle_free(d->first);
+    pl_eagle_free(d->held);
     pl_eagle_free(d->serving);
     pl_windows_close(d->windows);
     if (d->windows && !is_lasting(d->name) && buffer_path(d, d->name, strlen(d->name), path))

@@ -132,6 +132,8 @@ static pl_status fetch(work *w, const pl_msg_drafter *d, char dir[DIR_ROOM], lif
     if (st == PL_OK)
         st = pl_fetch(
             w->ipc, endpoint, &d->hash, d->n_bytes, path, WORK_FETCH_MS, on_fetched, l, err);
+    if (st == PL_E_TIMEOUT)
+        st = PL_E_PEER; /* it counts as a try */
     return st == PL_OK ? st : pl_wrap(err, st, "drafter version %u", d->version);
 }
 
@@ -149,6 +151,8 @@ pl_status work_drafter(
     if (!w->drafting || d->version == run_drafting_version(w->drafting))
         return PL_OK;
     snprintf(dir, sizeof dir, "%s", d->dir);
+    if (run_drafting_holds(w->drafting, d->version))
+        return run_drafting_serve(w->drafting, dir, d->version, err);
     if (strcmp(d->host, w->host) == 0 && access(dir, R_OK) == 0) {
         snprintf(path, sizeof path, "%s/model.safetensors", dir);
         st = work_check_file(w, path, &d->hash, d->n_bytes, err);

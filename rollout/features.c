@@ -194,6 +194,13 @@ void features_settle(pl_engine *e, const plan *p)
 
 /* ---- drafters ---- */
 
+static int has_same_vocab(const pl_eagle *a, const pl_eagle *b)
+{
+    const int n = pl_eagle_n_vocab(a);
+    return pl_eagle_n_vocab(b) == n &&
+           memcmp(pl_eagle_vocab(a), pl_eagle_vocab(b), (size_t)n * sizeof(int32_t)) == 0;
+}
+
 pl_status pl_engine_set_drafter(pl_engine *e, const pl_eagle *drafter, pl_error *err)
 {
     if (!e->learned)
@@ -201,6 +208,9 @@ pl_status pl_engine_set_drafter(pl_engine *e, const pl_eagle *drafter, pl_error 
                              "engine: a learned drafter, and it was made without room for one "
                              "(speculative and learned_window)")
                        : PL_OK;
+    if (drafter && e->eagle && e->n_running > 0 && !has_same_vocab(drafter, e->eagle))
+        return pl_fail(err, PL_E_TIMEOUT,
+            "engine: a drafter with another vocabulary waits until no sample runs");
     const pl_status st = pl_learned_set(e->learned, drafter, err);
     if (st != PL_OK)
         return pl_wrap(err, st, "engine");

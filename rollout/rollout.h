@@ -110,7 +110,9 @@ void pl_engine_clear(pl_engine *e);
 pl_status pl_engine_new_version(pl_engine *e, uint32_t version, pl_error *err);
 /* Draft with a learned drafter from the next round on, beside the suffix drafter; NULL: without.
  * *borrowed* until the next call.  Between rounds at any time: the text of running samples does not
- * change.  Errors: PL_E_INVAL (made with learned_window 0), PL_E_SHAPE, PL_E_NOMEM. */
+ * change.  Errors, and the one before goes on: PL_E_INVAL (made with learned_window 0), PL_E_SHAPE,
+ * PL_E_NOMEM, PL_E_TIMEOUT (another draft vocabulary than that of the one before, and samples run:
+ * vocabularies change between steps only). */
 pl_status pl_engine_set_drafter(pl_engine *e, const pl_eagle *drafter, pl_error *err);
 /* Have fn called with the features of training samples (purpose PL_NOISE_SAMPLE): a window as soon
  * as `rows` positions are full, the rest when the sample is done (not when it is cancelled).

@@ -219,6 +219,10 @@ static void swap_drafter(worker *w)
         pl_log_info(w->log, "worker=%s drafter=%u in use", w->o.name, w->drafter_version);
         return;
     }
+    if (st == PL_E_TIMEOUT) {
+        w->is_staged = 1;
+        return;
+    }
     w->n_drafter_failures++;
     pl_log_warn(w->log, "worker=%s drafter=%u not in use, try=%d of %d: %s; going on with %u",
         w->o.name, w->staged.m.version, w->n_drafter_failures, WORKER_TRIES, why.msg,

@@ -492,6 +492,44 @@ Test(learned, windows_are_of_training_samples_and_stop_when_told, .timeout = 60)
     bed_close(&b);
 }
 
+Test(learned, another_vocabulary_waits_until_no_sample_runs, .timeout = 60)
+{
+    enum { FEW = 64 };
+    bed b;
+    pl_error err;
+    int32_t ids[FEW];
+    pl_eagle *few = NULL;
+    find_base(&b);
+    for (int i = 0; i < FEW; i++)
+        ids[i] = 2 * i;
+    const pl_eagle_options o = {.n_vocab = FEW, .vocab = ids, .seed = 1};
+    cr_assert_eq(pl_eagle_new(&few, b.model, &o, &err), PL_OK, "%s", err.msg);
+    pl_eagle *x = random_drafter(&b, 1), *y = random_drafter(&b, 2);
+    const setting s = {.batch = 8,
+        .max_rows = 128,
+        .speculative = 1,
+        .controller = PL_CONTROLLER_FIXED,
+        .learned_window = 64};
+    pl_engine *e = make_engine(&b, &s);
+    cr_assert_eq(pl_engine_set_drafter(e, x, &err), PL_OK, "%s", err.msg);
+    memset(got, 0, sizeof got);
+    submit_all(e, 0);
+    int n_left = 1;
+    cr_assert_eq(pl_engine_round(e, keep_answer, got, &n_left, &err), PL_OK, "%s", err.msg);
+    cr_expect_eq(pl_engine_set_drafter(e, few, &err), PL_E_TIMEOUT);
+    cr_expect_eq(e->eagle, x, "the one before goes on");
+    cr_expect_eq(pl_engine_set_drafter(e, y, &err), PL_OK, "%s", err.msg);
+    while (n_left > 0)
+        cr_assert_eq(pl_engine_round(e, keep_answer, got, &n_left, &err), PL_OK, "%s", err.msg);
+    cr_expect_eq(pl_engine_set_drafter(e, few, &err), PL_OK, "%s", err.msg);
+    expect_same(base, got, "a vocabulary that waited");
+    pl_engine_free(e);
+    pl_eagle_free(few);
+    pl_eagle_free(x);
+    pl_eagle_free(y);
+    bed_close(&b);
+}
+
 Test(learned, without_room_a_drafter_is_refused_and_with_it_the_plan_grows, .timeout = 60)
 {
     bed b;

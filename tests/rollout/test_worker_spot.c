@@ -25,6 +25,7 @@ static struct script {
     char buffers[64];
     int op;
     int n_drafters, drafter_fails, drafter_breaths; /* 100 ms each, that taking one lasts */
+    int drafter_waits;                              /* calls that it is not yet taken in */
     uint32_t drafter, published;
     uint32_t n_figures; /* told */
 } sc;
@@ -93,6 +94,8 @@ static pl_status take_drafter(
     cr_assert(!sc.is_within, "a version in the middle of a piece");
     cr_assert_str_eq(d->dir, "/d");
     sc.n_drafters++;
+    if (sc.drafter_waits-- > 0)
+        return pl_fail(err, PL_E_TIMEOUT, "samples run");
     if (sc.drafter_fails-- > 0)
         return pl_fail(err, PL_E_FORMAT, "torn");
     sc.drafter = d->version;
@@ -506,6 +509,23 @@ Test(worker_spot, a_version_that_fails_is_tried_three_times_and_the_old_one_goes
     say_drafter(3);
     go_on(2);
     cr_assert_eq(w.status.drafter_version, 3, "said again, tried again");
+    end();
+}
+
+Test(worker_spot, a_version_that_must_wait_is_asked_again_and_not_given_up, .timeout = 60)
+{
+    enum { WAITS = 5 * WORKER_TRIES };
+    begin(8);
+    join(&w);
+    sc.drafter_waits = WAITS;
+    say_drafter(2);
+    go_on(WAITS);
+    cr_assert_eq(sc.n_drafters, WAITS);
+    cr_assert_eq(w.status.drafter_version, 0);
+    go_on(1);
+    cr_assert_eq(w.status.drafter_version, 2);
+    go_on(3);
+    cr_assert_eq(sc.n_drafters, WAITS + 1, "it is here");
     end();
 }
 
