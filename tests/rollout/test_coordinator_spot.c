@@ -673,6 +673,23 @@ Test(coordinator_spot, figures_go_to_the_trainer_with_idle_time_up_to_the_last_r
     end(w);
 }
 
+Test(coordinator_spot, who_never_showed_the_session_took_no_time_to_leave_it)
+{
+    world *w = with_workers(2, 1, 0, BATCH);
+    finish(w, 2);
+    cr_assert_eq(count(w, W, 2, PL_MSG_TRAIN), 1);
+    finish(w, 1);
+    cr_assert_geq(count(w, W, 2, PL_MSG_HALT), 1);
+    clear(w);
+    wait_ms(w, 50);
+    shows(w, 2, PL_WORKER_IDLE, 0); /* on its way when it heard of TRAIN and HALT */
+    figures(w, 2, BATCH, 0);
+    const pl_msg f = heard(w, T, TRAINER, PL_MSG_DRAFTING);
+    cr_assert_eq(f.h.type, PL_MSG_DRAFTING);
+    cr_assert_eq(f.u.drafting.halt_us, 0);
+    end(w);
+}
+
 /* ---- tail consolidation ---- */
 
 /* Worker 1 runs 100 and 102, worker 2 runs 101 alone; enough time has passed. */
