@@ -123,7 +123,7 @@ static void print_arms(const run_comparison *c)
     for (int k = 1; k < c->n_arms; k++) {
         const run_arm *a = &c->arms[k];
         const char *name = a->how == PL_SPECULATE_ON && c->n_arms == RUN_ARMS
-                               ? "learned drafter, trained on"
+                               ? "newest learned drafter"
                                : plain[a->how];
         printf("    %-32s %8.1f  (x %.2f, acceptance length %.2f)\n", name,
             (double)c->n_tokens / a->seconds, (double)c->n_tokens / a->seconds / off,
