@@ -156,6 +156,7 @@ struct pl_pass {
     uint16_t *final_xn;        /* [max_logits, cp] */
     float *logits;             /* [max_logits, vp] */
     thread_scratch *scratch;   /* [threads] */
+    double attention_s;        /* seconds of the current run in attention */
     pl_features features;      /* rows NULL: not wanted */
     int feature_layers[PL_FEATURE_LAYERS];
 };

@@ -109,6 +109,8 @@ pl_status pl_pass_run(
 /* Logits [V] of row i_row (0-based in the segment; one of those wanted) of segment i_seg of the
  * last run.  *borrowed* until the next run. */
 const float *pl_pass_logits(const pl_pass *p, int i_seg, int i_row);
+/* Seconds that the last run spent in attention: what grows with the positions in the cache. */
+double pl_pass_attention_seconds(const pl_pass *p);
 /* Final normed hidden states (bf16, [rows, pad32(C)]) of the rows with logits, in order. */
 const uint16_t *pl_pass_hidden(const pl_pass *p, int i_seg, int i_row);
 

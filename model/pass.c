@@ -8,6 +8,7 @@
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 static void *take(pl_arena *arena, size_t *total, size_t n_bytes)
 {
@@ -305,6 +306,13 @@ static void feed_forward(pl_pass *p, const layer_weights *w, const layer_acts *a
     add_residual(p, x_out, a->x_mid, i_thread, n_threads);
 }
 
+static double seconds_now(void)
+{
+    struct timespec t;
+    (void)clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
 void pass_layer(
     pl_pass *p, int layer, const layer_acts *a, float *x_out, int i_thread, int n_threads)
 {
@@ -320,7 +328,10 @@ void pass_layer(
     project(p, layer, a, i_thread, n_threads);
 
     /* 2. Attention and its output projection. */
+    const double begin = seconds_now();
     pass_attention(p, layer, a, i_thread, n_threads);
+    if (i_thread == 0)
+        p->attention_s += seconds_now() - begin;
     model_gemm(
         p, a->ao, (size_t)d->aop, w->o, p->proj, cp, p->n_rows, d->c, d->ao, i_thread, n_threads);
     add_residual(p, a->x_mid, a->x_in, i_thread, n_threads);
@@ -368,9 +379,15 @@ pl_status pl_pass_run(
     if ((p->features.rows || p->features.hidden) && p->n_rows > p->features.room)
         return pl_fail(err, PL_E_INVAL, "pass: %d rows, and room for the features of %d", p->n_rows,
             p->features.room);
+    p->attention_s = 0;
     pl_team_run(p->m->team, run_team, p);
     pass_end(p);
     return PL_OK;
+}
+
+double pl_pass_attention_seconds(const pl_pass *p)
+{
+    return p->attention_s;
 }
 
 static int logits_index(const pl_pass *p, int i_seg, int i_row)

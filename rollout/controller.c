@@ -6,8 +6,9 @@
  * Nothing drafted is one of the prefixes: speculation goes off by itself where it does not pay, and
  * after rounds where it did not, proposing rests for up to MAX_BACKOFF / 2 rounds.
  *
- * Pass times: running means by bucket of rows, made monotone (pool adjacent violators), linear
- * between buckets; beyond the measured ones a guess that is optimistic, so that it gets tested.
+ * Promises are checked: of each kind of rounds, in batches of a class of sizes, what they took is
+ * held against what was foreseen, and what a kind promises over plain rounds is scaled by how far
+ * it kept that.  Plain rounds come up now and then for it.
  *
  * The suffix drafter costs next to nothing, so it rests by rounds alone; whether the learned one
  * drafts, and how deep, is weighed in controller_learned.c. */
@@ -18,33 +19,16 @@
 
 enum {
     MAX_BACKOFF = 63,
-    PRIOR_PASSES = 20, /* of a bucket, that the line is worth */
     PRIOR_LABELS = 8,
     PRIOR_HOPES = 4,   /* expected hits that full trust is worth */
     MAX_LABELS = 2000, /* of a bucket, so that it follows */
+    PLAIN_EVERY = 24,  /* rounds, of which one drafts nothing: what that takes stays known */
+    PLAIN_FIRST = 8,   /* the same while few of them are known */
+    PRIOR_ROUNDS = 8,  /* that kept what they promised */
 };
-static const double GUESS_SLOPE = 1.0 / 64; /* of the time of one row, for each more */
-static const double MIN_GAIN = 1.05;        /* what speculation must promise */
-static const double PRIOR_SPREAD = 128;     /* of rows: two passes, 8 rows from the others */
+static const double FADE = 0.985;    /* of an account, with each round */
+static const double MIN_GAIN = 1.05; /* what speculation must promise */
 static const float MIN_VALUE = 0.02f;
-
-int pl_cost_bucket(int n_rows)
-{
-    int octave = 0;
-    while (n_rows >> octave > 15)
-        octave++;
-    const int b = n_rows < 16 ? n_rows : 16 + (octave - 1) * 8 + ((n_rows >> octave) - 8);
-    return b < COST_BUCKETS ? b : COST_BUCKETS - 1;
-}
-
-double pl_cost_rows(int b)
-{
-    if (b < 16)
-        return b;
-    const int octave = (b - 16) / 8 + 1;
-    const int low = ((b - 16) % 8 + 8) << octave;
-    return low + ((1 << octave) - 1) * 0.5;
-}
 
 static int min_int(int a, int b)
 {
@@ -107,6 +91,14 @@ void controller_done(controller *c)
     memset(c, 0, sizeof *c);
 }
 
+int controller_class(int n_samples)
+{
+    int k = 0;
+    while (k < BATCH_CLASSES - 1 && 1 << k < n_samples)
+        k++;
+    return k;
+}
+
 /* ---- what is proposed ---- */
 
 static controller_offer_rows offer_fixed(const controller *c, int n_learned)
@@ -122,6 +114,13 @@ static controller_offer_rows offer_fixed(const controller *c, int n_learned)
     return o;
 }
 
+static int is_plain_due(const controller *c, int n_samples)
+{
+    const int k = controller_class(n_samples);
+    const int is_known = c->accounts[k][ROUND_PLAIN].n_rounds > PRIOR_ROUNDS;
+    return c->n_drafted[k] >= (is_known ? PLAIN_EVERY : PLAIN_FIRST);
+}
+
 static controller_offer_rows offer_goodput(
     controller *c, int n_samples, int n_learned, int rows_left)
 {
@@ -130,6 +129,8 @@ static controller_offer_rows offer_goodput(
     const int share = 1 + 2 * rows_left / n_samples;
     const int rows = min_int(min_int(wish, share), c->max_spec_rows - 1);
     controller_offer_rows o = {.suffix = rows, .most = c->max_proposal};
+    if (is_plain_due(c, n_samples))
+        return (controller_offer_rows){0};
     /* Rest, unless the batch has shrunk since: then rows have become cheaper. */
     if (c->skip > 0 && 4 * n_samples > 3 * c->skip_samples) {
         c->skip--;
@@ -141,6 +142,13 @@ static controller_offer_rows offer_goodput(
     return o;
 }
 
+void controller_begin(controller *c, long n_positions)
+{
+    c->n_positions = (double)n_positions;
+    c->kind_of_round = ROUND_PLAIN;
+    c->n_samples = 0;
+}
+
 controller_offer_rows controller_offer(controller *c, int n_samples, int n_learned, int rows_left)
 {
     controller_offer_rows o = {0};
@@ -150,130 +158,45 @@ controller_offer_rows controller_offer(controller *c, int n_samples, int n_learn
         o = offer_goodput(c, n_samples, n_learned, rows_left);
     c->offer = o;
     c->n_asked = 0;
+    c->asked_s = 0;
+    c->n_samples = n_samples;
+    c->kind_of_round = ROUND_PLAIN;
+    c->round_s = n_samples > 0 && c->n_measured > 0
+                     ? controller_cost(c, n_samples) + n_samples * c->draw_s
+                     : 0;
+    c->round_tokens = n_samples;
     return o;
 }
 
-/* ---- what a pass costs ---- */
+/* ---- what was promised and kept ---- */
 
-double controller_cost(const controller *c, int n_rows)
+void controller_observe_round(controller *c, int n_samples, int n_emitted, double seconds)
 {
-    return (double)c->cost[n_rows < c->max_rows ? n_rows : c->max_rows];
-}
-
-/* Line a + b * rows through the measured buckets, by relative error; b >= 0 and a > 0. */
-static void fit_line(const controller *c, double *a, double *b)
-{
-    double w = 0, x = 0, y = 0, xx = 0, xy = 0;
-    for (int i = 0; i < COST_BUCKETS; i++) {
-        if (!(c->cost_weight[i] > 0))
-            continue;
-        const double weight = c->cost_weight[i] / (c->cost_mean[i] * c->cost_mean[i]);
-        const double at = pl_cost_rows(i);
-        w += weight;
-        x += weight * at;
-        y += weight * c->cost_mean[i];
-        xx += weight * at * at;
-        xy += weight * at * c->cost_mean[i];
-    }
-    const double spread = xx - x * x / w, middle = x / w, mean = y / w;
-    /* Few rows were seen apart: the guess is most of the slope, so that more rows get tested. */
-    const double guess = mean * GUESS_SLOPE / (1 + middle * GUESS_SLOPE);
-    const double prior = PRIOR_SPREAD / (mean * mean);
-    *b = (xy - x * y / w + prior * guess) / (spread + prior);
-    *b = *b < 0 ? 0 : *b;
-    *a = mean - *b * middle;
-    if (*a < 0.05 * mean) {
-        *a = 0.05 * mean;
-        *b = 0.95 * mean / middle;
-    }
-}
-
-/* Monotone means of the measured buckets, drawn towards the line while they are few (the difference
- * of two noisy neighbours would be taken for the price of a row); returns how many. */
-static int pool_means(const controller *c, double a, double b, double *at, double *mean)
-{
-    double weight[COST_BUCKETS], block[COST_BUCKETS];
-    int first[COST_BUCKETS], n = 0, n_blocks = 0;
-    for (int i = 0; i < COST_BUCKETS; i++) {
-        const double w = c->cost_weight[i];
-        if (!(w > 0))
-            continue;
-        at[n] = pl_cost_rows(i);
-        const double line = a + b * at[n];
-        block[n_blocks] = line + (c->cost_mean[i] - line) * w / (w + PRIOR_PASSES);
-        weight[n_blocks] = w;
-        first[n_blocks++] = n++;
-        while (n_blocks > 1 && block[n_blocks - 1] < block[n_blocks - 2]) {
-            const double sum = weight[n_blocks - 2] + weight[n_blocks - 1];
-            block[n_blocks - 2] = (block[n_blocks - 2] * weight[n_blocks - 2] +
-                                      block[n_blocks - 1] * weight[n_blocks - 1]) /
-                                  sum;
-            weight[n_blocks - 2] = sum;
-            n_blocks--;
-        }
-    }
-    for (int i = 0; i < n_blocks; i++)
-        for (int k = first[i]; k < (i + 1 < n_blocks ? first[i + 1] : n); k++)
-            mean[k] = block[i];
-    return n;
-}
-
-static void refresh_cost(controller *c)
-{
-    double at[COST_BUCKETS], mean[COST_BUCKETS], a, b;
-    int next = 0;
-    fit_line(c, &a, &b);
-    const int n = pool_means(c, a, b, at, mean);
-    for (int rows = 0; rows <= c->max_rows; rows++) {
-        double t;
-        while (next < n && at[next] < rows)
-            next++;
-        if (next == 0)
-            t = mean[0] - b * (at[0] - rows);
-        else if (next == n)
-            t = mean[n - 1] + b * (rows - at[n - 1]);
-        else
-            t = mean[next - 1] +
-                (mean[next] - mean[next - 1]) * (rows - at[next - 1]) / (at[next] - at[next - 1]);
-        c->cost[rows] = (float)(t > 0.1 * mean[0] ? t : 0.1 * mean[0]);
-    }
-}
-
-void controller_observe_pass(
-    controller *c, int n_rows, int is_pure, double pass_s, int n_emitted, double verify_s)
-{
-    if (c->kind != PL_CONTROLLER_GOODPUT)
+    const int k = controller_class(n_samples);
+    controller_account *a = &c->accounts[k][c->kind_of_round];
+    /* Others took part, or pass times were in no unit yet. */
+    if (c->kind != PL_CONTROLLER_GOODPUT || n_samples != c->n_samples || !(c->round_s > 0) ||
+        n_emitted < 1)
         return;
-    if (n_emitted > 0) {
-        const double s = verify_s / n_emitted;
-        c->draw_s = c->draw_s > 0 ? c->draw_s + 0.1 * (s - c->draw_s) : s;
-    }
-    if (!is_pure)
-        return;
-    const int b = pl_cost_bucket(n_rows);
-    if (c->cost_weight[b] > 0) {
-        /* The rest of the machine may have taken the core: one long pass says little. */
-        if (c->cost_weight[b] > 3 && pass_s > 2 * c->cost_mean[b])
-            pass_s = 2 * c->cost_mean[b];
-        const double drift = pass_s / c->cost_mean[b] - 1;
-        const double rate = 1 / (c->cost_weight[b] + 1) > 0.1 ? 1 / (c->cost_weight[b] + 1) : 0.1;
-        for (int i = 0; i < COST_BUCKETS; i++) /* contexts grow: all buckets follow a little */
-            c->cost_mean[i] *= 1 + drift * (i == b ? rate : 0.01);
-        c->cost_weight[b] = c->cost_weight[b] < 100 ? c->cost_weight[b] + 1 : 100;
-    } else {
-        c->cost_mean[b] = pass_s;
-        c->cost_weight[b] = 1;
-    }
-    c->n_measured++;
-    refresh_cost(c);
+    c->n_drafted[k] = c->kind_of_round == ROUND_PLAIN ? 0 : c->n_drafted[k] + 1;
+    const double foreseen_s = c->round_s * n_emitted / c->round_tokens;
+    /* The rest of the machine may have taken the core. */
+    const double took_s = seconds < 4 * c->round_s ? seconds : 4 * c->round_s;
+    *a = (controller_account){
+        FADE * a->foreseen_s + foreseen_s, FADE * a->took_s + took_s, FADE * a->n_rounds + 1};
 }
 
-void controller_observe_draft(controller *c, int n_rows, double draft_s)
+static double kept_of(const controller_account *a)
 {
-    if (n_rows < 1)
-        return;
-    const double s = draft_s / n_rows;
-    c->draft_s = c->draft_s > 0 ? c->draft_s + 0.1 * (s - c->draft_s) : s;
+    return a->n_rounds > 0 ? (a->foreseen_s / a->took_s * a->n_rounds + PRIOR_ROUNDS) /
+                                 (a->n_rounds + PRIOR_ROUNDS)
+                           : 1;
+}
+
+double controller_faith(const controller *c, int batch_class, round_kind kind)
+{
+    const controller_account *a = c->accounts[batch_class];
+    return kept_of(&a[kind]) / kept_of(&a[ROUND_PLAIN]);
 }
 
 /* ---- who is right how often ---- */
@@ -477,9 +400,17 @@ static int weigh(controller *c, controller_item **items, int n, int n_other, int
         learned_weigh(c, &without, n_entries, n, n_other);
     for (int k = 0; k < n_entries; k++)
         n_suffix += c->entries[k].level == 0;
-    return controller_best(
-        c, n_entries, n, n_other, LEARNED_LEVELS, MIN_GAIN, c->draft_s * n_suffix)
-        .n_rows;
+    /* What the learned drafter took is spent, whatever is made of it. */
+    const round_kind kind = c->n_asked > 0 ? ROUND_LEARNED : ROUND_SUFFIX;
+    const double gain = kind == ROUND_SUFFIX
+                            ? MIN_GAIN / controller_faith(c, controller_class(n), ROUND_SUFFIX)
+                            : MIN_GAIN;
+    const outlook o =
+        controller_best(c, n_entries, n, n_other, LEARNED_LEVELS, gain, c->draft_s * n_suffix);
+    c->kind_of_round = o.n_rows > 0 || kind == ROUND_LEARNED ? kind : ROUND_PLAIN;
+    c->round_s = o.seconds + c->asked_s;
+    c->round_tokens = o.tokens;
+    return o.n_rows;
 }
 
 static void choose_goodput(
@@ -496,6 +427,9 @@ static void choose_goodput(
     c->kept += 0.2 * ((double)n_best / n - c->kept);
     if (c->offer.suffix == 0)
         return;
+    controller_account *a = &c->accounts[controller_class(n)][ROUND_SUFFIX];
+    if (n_suffix == 0) /* what is not tried is believed less and less */
+        *a = (controller_account){FADE * a->foreseen_s, FADE * a->took_s, FADE * a->n_rounds};
     c->backoff = n_suffix > 0 ? 0 : min_int(2 * c->backoff + 1, MAX_BACKOFF);
     c->skip = c->backoff / 2;
     c->skip_samples = n;

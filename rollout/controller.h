@@ -25,6 +25,15 @@ typedef enum row_kind {
     ROW_KINDS
 } row_kind;
 
+/* Who drafted in a round: each has an account of its own. */
+typedef enum round_kind { ROUND_PLAIN, ROUND_SUFFIX, ROUND_LEARNED, ROUND_KINDS } round_kind;
+
+/* What rounds were to take and what they took, for the tokens that came of them: fading sums. */
+typedef struct controller_account {
+    double foreseen_s, took_s;
+    double n_rounds;
+} controller_account;
+
 /* One sample's proposal in one round. */
 typedef struct controller_item {
     pl_draft proposal;
@@ -70,11 +79,13 @@ typedef struct controller {
     /* seconds of a pass by rows: means of what was measured, and the table made from them */
     double cost_mean[COST_BUCKETS];
     double cost_weight[COST_BUCKETS];
-    float *cost; /* [max_rows + 1] */
+    float *cost; /* [max_rows + 1], without the attention of plain rounds */
     int max_rows;
     int n_measured;
-    double draw_s;  /* seconds an emitted token costs beside the pass */
-    double draft_s; /* seconds of drafting a proposed row of the suffix drafter */
+    double position_s;  /* seconds of attention for a position in the cache; 0: not measured */
+    double n_positions; /* of this round */
+    double draw_s;      /* seconds an emitted token costs beside the pass */
+    double draft_s;     /* seconds of drafting a proposed row of the suffix drafter */
     /* how often a proposed row held the drawn token, given that its parent was reached */
     double hits[ROW_KINDS][CHANCE_DEPTHS][CHANCE_BUCKETS];
     double trials[ROW_KINDS][CHANCE_DEPTHS][CHANCE_BUCKETS];
@@ -85,9 +96,15 @@ typedef struct controller {
     int skip_samples;  /* that ran when skip was set */
     int skip, backoff; /* rounds without proposals, after rounds that did not pay */
     learned_record learned[BATCH_CLASSES];
-    controller_offer_rows offer; /* of this round */
-    int n_asked;                 /* samples that the learned drafter drafted for in this round */
-    controller_entry *entries;   /* [max_entries] */
+    controller_account accounts[BATCH_CLASSES][ROUND_KINDS];
+    int n_drafted[BATCH_CLASSES]; /* rounds since the last plain one */
+    controller_offer_rows offer;  /* of this round */
+    int n_asked;                  /* samples that the learned drafter drafted for in this round */
+    double asked_s;               /* seconds that it took */
+    int n_samples;                /* of this round; 0: nothing is known of it */
+    round_kind kind_of_round;
+    double round_s, round_tokens; /* what is foreseen of it */
+    controller_entry *entries;    /* [max_entries] */
     int max_entries;
 } controller;
 
@@ -98,6 +115,8 @@ size_t controller_plan(const pl_engine_options *o); /* bytes */
 int controller_max_proposal(const pl_engine_options *o);
 int controller_max_levels(const pl_engine_options *o);
 
+/* A round begins whose samples have so many positions in the cache. */
+void controller_begin(controller *c, long n_positions);
 /* Rows to propose for each of n samples, n_learned of which the learned drafter can draft for, when
  * rows_left rows of the pass are free. */
 controller_offer_rows controller_offer(controller *c, int n_samples, int n_learned, int rows_left);
@@ -106,9 +125,12 @@ void controller_describe(controller_item *item, int is_asked);
 /* Choose rows of n items (described; closed under parents) with at most rows_left beyond the roots;
  * n_other rows (prefill) go along.  Fills value, keep and n_keep. */
 void controller_choose(controller *c, controller_item **items, int n, int n_other, int rows_left);
-/* A pass of n_rows took pass_s; is_pure: no prefill in it.  n_emitted tokens took verify_s. */
-void controller_observe_pass(
-    controller *c, int n_rows, int is_pure, double pass_s, int n_emitted, double verify_s);
+/* A pass of n_rows took pass_s, attention_s of them in attention (0: not known); is_pure: no
+ * prefill in it.  n_emitted tokens took verify_s. */
+void controller_observe_pass(controller *c, int n_rows, int is_pure, double pass_s,
+    double attention_s, int n_emitted, double verify_s);
+/* A round without prefill gave n_emitted tokens of n_samples and took so long in all. */
+void controller_observe_round(controller *c, int n_samples, int n_emitted, double seconds);
 /* Proposing n_rows rows with the suffix drafter took draft_s. */
 void controller_observe_draft(controller *c, int n_rows, double draft_s);
 /* The learned drafter drafted for n_asked of n samples, before controller_choose. */
@@ -119,10 +141,15 @@ void controller_observe_item(
     controller *c, const controller_item *item, const int32_t *tokens, int n);
 /* Another learned drafter, or another target: what is known of the old one is a guess. */
 void controller_new_drafter(controller *c);
-/* Predicted seconds of a pass. */
+/* Predicted seconds of a pass of this round. */
 double controller_cost(const controller *c, int n_rows);
 
-/* ---- controller_learned.c, for controller.c ---- */
+/* ---- controller.c and controller_learned.c, for each other ---- */
+
+/* Of batches of so many samples: index below BATCH_CLASSES. */
+int controller_class(int n_samples);
+/* How far rounds of this kind keep what they promise over plain ones; 1: as far as is known. */
+double controller_faith(const controller *c, int batch_class, round_kind kind);
 
 /* Levels of the learned drafter in a round of n samples; 0: none now.  *n_asks: for how many. */
 int learned_levels(controller *c, int n_samples, int *n_asks);

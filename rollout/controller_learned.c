@@ -24,20 +24,13 @@ static const double PAYS = 1.05;    /* the goodput that is worth the trouble */
 static const double RATE = 0.05;    /* of the running means */
 static const double HOPEFUL = 0.6;  /* hits of a good drafter's first candidate */
 static const double NEW_LABELS = 8; /* what is known of a drafter is worth to its successor */
-static const double NEW_ROUNDS = 2;
+static const double NEW_ROUNDS = 2, NEW_ACCOUNT = 16;
 
-static int class_of(int n_samples)
+/* Levels with the best gain, as far as such promises are kept; 0: none pays. */
+static int best_levels(const controller *c, int k)
 {
-    int k = 0;
-    while (k < BATCH_CLASSES - 1 && 1 << k < n_samples)
-        k++;
-    return k;
-}
-
-/* Levels with the best gain; 0: none pays, as far as is known. */
-static int best_levels(const controller *c, const learned_record *r)
-{
-    double best = PAYS;
+    const learned_record *r = &c->learned[k];
+    double best = PAYS / controller_faith(c, k, ROUND_LEARNED);
     int levels = 0;
     for (int d = 1; d <= c->max_levels; d++)
         if (r->weight[d] > 0 && r->gain[d] > best) {
@@ -67,17 +60,18 @@ static int can_pay(const controller *c, int n_samples)
     const double plain = controller_cost(c, n_samples) + n * c->draw_s;
     const double tokens = n * (1 + HOPEFUL);
     const double seconds = controller_cost(c, 2 * n_samples) + tokens * c->draw_s +
-                           draft_seconds(c, class_of(n_samples), 1);
+                           draft_seconds(c, controller_class(n_samples), 1);
     return tokens / seconds > PAYS * n / plain;
 }
 
 int learned_levels(controller *c, int n_samples, int *n_asks)
 {
-    learned_record *r = &c->learned[class_of(n_samples)];
+    const int k = controller_class(n_samples);
+    learned_record *r = &c->learned[k];
     *n_asks = n_samples;
     if (c->n_measured == 0 || c->max_levels < 1)
         return 0;
-    const int best = best_levels(c, r);
+    const int best = best_levels(c, k);
     if (r->n_new > 0) {
         r->n_new--;
     } else if (best > 0) {
@@ -104,13 +98,14 @@ static void average(double *mean, double value)
 void controller_observe_learned(
     controller *c, int n_samples, int n_asked, const pl_learned_stats *s, double seconds)
 {
-    learned_record *r = &c->learned[class_of(n_samples)];
+    learned_record *r = &c->learned[controller_class(n_samples)];
     if (c->kind != PL_CONTROLLER_GOODPUT || n_asked < 1 || c->offer.levels < 1)
         return;
     const double scale = (double)n_samples / n_asked; /* a probe of few: no less than this */
     const double n_rows = (double)(s->n_extended + s->n_rebuilt), usual = EXTEND_ROWS * n_asked;
     const double other = seconds > s->grow_s + s->extend_s ? seconds - s->grow_s - s->extend_s : 0;
     c->n_asked = n_asked;
+    c->asked_s = seconds;
     /* After a rest many positions are made good at once; drafting every round pays a few. */
     average(&r->extend_s, scale * (s->extend_s * (n_rows > usual ? usual / n_rows : 1) + other));
     average(&r->level_s, scale * s->grow_s / c->offer.levels);
@@ -118,7 +113,7 @@ void controller_observe_learned(
 
 void learned_weigh(controller *c, const outlook *without, int n_entries, int n_samples, int n_other)
 {
-    const int k = class_of(n_samples), levels = c->offer.levels;
+    const int k = controller_class(n_samples), levels = c->offer.levels;
     learned_record *r = &c->learned[k];
     const double scale = (double)n_samples / c->n_asked;
     for (int d = 1; d <= levels; d++) {
@@ -133,7 +128,7 @@ void learned_weigh(controller *c, const outlook *without, int n_entries, int n_s
         const double rate = 1 / r->weight[d] > RATE ? 1 / r->weight[d] : RATE;
         r->gain[d] += rate * (gain - r->gain[d]);
     }
-    if (best_levels(c, r) > 0) {
+    if (best_levels(c, k) > 0) {
         r->backoff = 0;
     } else {
         r->backoff = 2 * r->backoff + 1 < PROBE_BACKOFF ? 2 * r->backoff + 1 : PROBE_BACKOFF;
@@ -158,5 +153,8 @@ void controller_new_drafter(controller *c)
         r->n_new = NEW_PROBES;
         for (int d = 0; d <= LEARNED_LEVELS; d++)
             r->weight[d] = r->weight[d] < NEW_ROUNDS ? r->weight[d] : NEW_ROUNDS;
+        controller_account *a = &c->accounts[k][ROUND_LEARNED];
+        const double left = a->n_rounds > NEW_ACCOUNT ? NEW_ACCOUNT / a->n_rounds : 1;
+        *a = (controller_account){a->foreseen_s * left, a->took_s * left, a->n_rounds * left};
     }
 }

@@ -130,9 +130,19 @@ static void extend_segments(pl_engine *e, plan *p, int n)
     assert(p->rows_left >= 0);
 }
 
+/* Positions in the cache of all samples that decode. */
+static long positions_of(const pl_engine *e, const plan *p)
+{
+    long n = 0;
+    for (int i = 0; i < p->n_segs; i++)
+        n += e->work[i].is_prefill ? 0 : e->work[i].s->kv.n_tokens;
+    return n;
+}
+
 void engine_draft(pl_engine *e, plan *p)
 {
     int n_learned = 0;
+    controller_begin(&e->controller, positions_of(e, p));
     const int n = e->is_speculative ? gather(e, p, &n_learned) : 0;
     if (n == 0)
         return;
@@ -147,5 +157,6 @@ void engine_draft(pl_engine *e, plan *p)
         propose_learned(e, n, &o);
     controller_choose(&e->controller, e->items, n, p->n_rows - n, p->rows_left);
     extend_segments(e, p, n);
-    e->stats.draft_s += engine_seconds() - t;
+    p->draft_s = engine_seconds() - t;
+    e->stats.draft_s += p->draft_s;
 }

@@ -120,6 +120,7 @@ typedef struct plan {
     int rows_left;
     int n_decode_left; /* samples further down that want a row each */
     int n_rows, n_prefill;
+    double draft_s;
 } plan;
 
 typedef void (*job_fn)(pl_engine *e, work *w, int i_thread);

@@ -283,15 +283,19 @@ static void settle_prompts(pl_engine *e, const plan *p)
     }
 }
 
-static void count_pass(pl_engine *e, const plan *p, double pass_s, int n_emitted, double verify_s)
+static void count_pass(
+    pl_engine *e, const plan *p, double pass_s, int n_samples, int n_emitted, double verify_s)
 {
+    const double attention_s = e->record ? 0 : pl_pass_attention_seconds(e->pass);
     if (e->record) { /* nothing ran: the controller decides by what it would have taken */
         pass_s = recorded_pass_s(e, p->n_rows);
         verify_s = n_emitted * e->record->draw_s;
     }
     controller_observe_pass(
-        &e->controller, p->n_rows, p->n_prefill == 0, pass_s, n_emitted, verify_s);
+        &e->controller, p->n_rows, p->n_prefill == 0, pass_s, attention_s, n_emitted, verify_s);
     if (p->n_prefill == 0) {
+        controller_observe_round(
+            &e->controller, n_samples, n_emitted, p->draft_s + pass_s + verify_s);
         e->stats.n_passes[pl_cost_bucket(p->n_rows)]++;
         e->stats.passes_s[pl_cost_bucket(p->n_rows)] += pass_s;
     }
@@ -333,7 +337,7 @@ static pl_status run_pass(pl_engine *e, plan *p, pl_error *err)
         if (w->item.proposal.n > 1)
             controller_observe_item(&e->controller, &w->item, w->verdict.token, w->n_kept);
     }
-    count_pass(e, p, passed - begin, n_emitted, verified - passed);
+    count_pass(e, p, passed - begin, n, n_emitted, verified - passed);
     return PL_OK;
 }
 

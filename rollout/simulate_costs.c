@@ -198,7 +198,7 @@ static void teach(pl_sim *s)
                           ? (int)pass->n[pl_cost_bucket(rows)]
                           : FED_PASSES;
         for (int k = 0; k <= n; k++)
-            controller_observe_pass(c, rows, 1, pass->mean[i], 1, s->costs->verify_s);
+            controller_observe_pass(c, rows, 1, pass->mean[i], 0, 1, s->costs->verify_s);
     }
 }
 

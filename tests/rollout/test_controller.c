@@ -1,8 +1,8 @@
 /* Claims tested: the chosen rows are closed under parents and within the rows that are left; steep
  * pass times turn drafting off and flat ones take all (DRAFTING G3); the best prefix is the optimum
  * over all closed sets (G2); predicted times are monotone; acceptance is learnt from labels.  The
- * learned drafter drafts where it pays, is left alone where not, and found out again when it became
- * better; what it costs and promises decides how deep. */
+ * learned drafter drafts where it pays and keeps what it promises, is left alone where not, and
+ * found out again when it became better; what it costs and promises decides how deep. */
 #include "core/rng.h"
 #include "rollout/controller.h"
 
@@ -48,7 +48,7 @@ static void teach(controller *c, double per_row)
 {
     for (int round = 0; round < 5; round++)
         for (int rows = 1; rows <= c->max_rows; rows++)
-            controller_observe_pass(c, rows, 1, 0.01 + per_row * rows, rows, 0);
+            controller_observe_pass(c, rows, 1, 0.02 + per_row * rows, 0, rows, 0);
 }
 
 static int choose(controller *c, controller_item *items, int n, int rows_left)
@@ -114,7 +114,7 @@ Test(controller, the_best_prefix_is_the_best_of_all_closed_sets)
         make_item(&it, 11, seed);
         for (int rows = 1; rows <= 32; rows++) { /* a staircase */
             const double step = (double)(1 + seed % 5) * 0.002;
-            controller_observe_pass(&c, rows, 1, 0.01 + step * ((rows + 3) / 4), 0, 0);
+            controller_observe_pass(&c, rows, 1, 0.01 + step * ((rows + 3) / 4), 0, 0, 0);
         }
         choose(&c, &it, 1, 100);
         unsigned chosen = 0;
@@ -136,7 +136,7 @@ Test(controller, predicted_times_are_monotone_whatever_was_measured)
     controller c = make(PL_CONTROLLER_GOODPUT);
     for (uint32_t i = 0; i < 500; i++) {
         const uint32_t r = pl_noise_word(5, 0, 0, 0, i);
-        controller_observe_pass(&c, 1 + (int)(r % 200), 1, 1e-3 * (1 + (r >> 8) % 50), 1, 1e-4);
+        controller_observe_pass(&c, 1 + (int)(r % 200), 1, 1e-3 * (1 + (r >> 8) % 50), 0, 1, 1e-4);
         for (int rows = 1; rows < c.max_rows; rows++)
             cr_assert_leq(controller_cost(&c, rows), controller_cost(&c, rows + 1) * 1.0001);
     }
@@ -179,6 +179,7 @@ Test(controller, fixed_takes_the_first_rows_and_off_takes_none)
 typedef struct world {
     double hit;     /* chance that a row of the learned drafter holds the token */
     double level_s; /* of drafting one level */
+    double late_s;  /* that a drafted round takes beyond all that is foreseen */
     uint32_t seed;
 } world;
 
@@ -216,7 +217,10 @@ static int live(controller *c, world *w, int n_rounds, int *levels)
                 break;
         }
         controller_observe_item(c, &it, drawn, n);
-        controller_observe_pass(c, it.n_keep, 1, 0.02 + 1e-4 * it.n_keep, n, 0);
+        const double pass_s = 0.02 + 1e-4 * it.n_keep;
+        controller_observe_pass(c, it.n_keep, 1, pass_s, 0, n, 0);
+        controller_observe_round(
+            c, 1, n, pass_s + (o.levels > 0 ? 2e-4 + w->level_s * o.levels + w->late_s : 0));
     }
     return n_drafted;
 }
@@ -227,8 +231,9 @@ Test(controller, the_learned_drafter_drafts_where_it_pays_and_rests_where_not)
     world good = {.hit = 0.6, .level_s = 1e-3}, bad = {.hit = 0.01, .level_s = 1e-3};
     controller c = make(PL_CONTROLLER_GOODPUT);
     teach(&c, 1e-4);
-    cr_expect_gt(live(&c, &good, 300, &levels), 270);
-    cr_expect_gt(levels, 3 * 270, "deep, where it is right");
+    const int n = live(&c, &good, 300, &levels);
+    cr_expect_gt(n, 270, "in all rounds but the plain ones");
+    cr_expect_gt(10 * levels, 27 * n, "deep, where it is right: %d of %d", levels, n);
     controller_done(&c);
 
     c = make(PL_CONTROLLER_GOODPUT);
@@ -236,6 +241,57 @@ Test(controller, the_learned_drafter_drafts_where_it_pays_and_rests_where_not)
     live(&c, &bad, 200, &levels);
     cr_expect_lt(live(&c, &bad, 1000, &levels), 20, "a probe now and then");
     cr_expect_lt(levels, 2 * 20 + 1, "and a shallow one");
+    controller_done(&c);
+}
+
+Test(controller, promises_that_rounds_do_not_keep_are_believed_less)
+{
+    int levels;
+    world kept = {.hit = 0.6, .level_s = 1e-3}, broken = kept;
+    broken.late_s = 0.03; /* longer than the pass: drafting loses whatever is accepted */
+    controller c = make(PL_CONTROLLER_GOODPUT);
+    teach(&c, 1e-4);
+    live(&c, &kept, 300, &levels);
+    cr_expect_float_eq(controller_faith(&c, 0, ROUND_LEARNED), 1, 0.1);
+    const int n = live(&c, &broken, 2000, &levels);
+    cr_expect_lt(controller_faith(&c, 0, ROUND_LEARNED), 0.6);
+    cr_expect_lt(n, 400);
+    cr_expect_lt(live(&c, &broken, 1000, &levels), 50, "and it stays so");
+    controller_done(&c);
+}
+
+Test(controller, plain_rounds_come_up_while_it_drafts)
+{
+    int levels;
+    world good = {.hit = 0.6, .level_s = 1e-3};
+    controller c = make(PL_CONTROLLER_GOODPUT);
+    teach(&c, 1e-4);
+    live(&c, &good, 300, &levels);
+    const int n = live(&c, &good, 1000, &levels);
+    cr_expect_lt(n, 1000 - 30);
+    cr_expect_gt(n, 1000 - 60, "and cost little");
+    cr_expect_gt(c.accounts[0][ROUND_PLAIN].n_rounds, 20);
+    controller_done(&c);
+}
+
+Test(controller, what_attention_takes_is_not_the_price_of_rows)
+{
+    /* A batch that gets smaller while the contexts of those that are left grow: 20 ms and 0.5 ms a
+     * row, and 1 us a position.  Without the positions fewer rows would seem to take longer. */
+    controller c = make(PL_CONTROLLER_GOODPUT);
+    for (int round = 0; round < 600; round++) {
+        const int n = 32 - round / 20;
+        const long positions = (long)n * (round + 50);
+        const double attention_s = 1e-6 * (double)positions;
+        controller_begin(&c, positions);
+        controller_observe_pass(&c, n, 1, 0.02 + 5e-4 * n + attention_s, attention_s, n, 0);
+    }
+    controller_begin(&c, 0);
+    cr_expect_float_eq(controller_cost(&c, 4), 0.022, 0.001);
+    cr_expect_float_eq(controller_cost(&c, 16), 0.028, 0.001);
+    cr_expect_float_eq(controller_cost(&c, 32), 0.036, 0.002);
+    controller_begin(&c, 1000);
+    cr_expect_float_eq(controller_cost(&c, 4), 0.023, 0.001);
     controller_done(&c);
 }
 
