@@ -262,17 +262,23 @@ static void attend_tree(const item *it)
     }
 }
 
+static int common_divisor(int a, int b)
+{
+    return b == 0 ? a : common_divisor(b, a % b);
+}
+
 /* Query rows of one item.  A whole tree reads its keys and gathers its tail once; where a few trees
- * would leave threads idle, each is cut into as many pieces as there are threads. */
+ * would leave threads idle, each is cut into the fewest pieces that go round evenly. */
 static int item_rows(const pl_pass *p, const pass_seg *seg, int n_threads)
 {
     const int whole = p->n_segs * p->dims.hkv;
 
     if (!seg->s.parent)
         return ATTN_ROWS;
-    if (whole % n_threads == 0 || whole >= 4 * n_threads)
+    if (whole >= 4 * n_threads)
         return seg->s.n_rows;
-    return (seg->s.n_rows + n_threads - 1) / n_threads;
+    const int n_pieces = n_threads / common_divisor(whole, n_threads);
+    return (seg->s.n_rows + n_pieces - 1) / n_pieces;
 }
 
 void pass_attention(pl_pass *p, int layer, const layer_acts *a, int i_thread, int n_threads)

@@ -129,8 +129,10 @@ static controller_offer_rows offer_goodput(
     const int share = 1 + 2 * rows_left / n_samples;
     const int rows = min_int(min_int(wish, share), c->max_spec_rows - 1);
     controller_offer_rows o = {.suffix = rows, .most = c->max_proposal};
-    if (is_plain_due(c, n_samples))
+    if (is_plain_due(c, n_samples)) {
+        c->n_drafted[controller_class(n_samples)] = 0;
         return (controller_offer_rows){0};
+    }
     /* Rest, unless the batch has shrunk since: then rows have become cheaper. */
     if (c->skip > 0 && 4 * n_samples > 3 * c->skip_samples) {
         c->skip--;
@@ -170,7 +172,8 @@ controller_offer_rows controller_offer(controller *c, int n_samples, int n_learn
 
 /* ---- what was promised and kept ---- */
 
-void controller_observe_round(controller *c, int n_samples, int n_emitted, double seconds)
+void controller_observe_round(
+    controller *c, int n_samples, int n_emitted, double draft_s, double seconds)
 {
     const int k = controller_class(n_samples);
     controller_account *a = &c->accounts[k][c->kind_of_round];
@@ -179,6 +182,8 @@ void controller_observe_round(controller *c, int n_samples, int n_emitted, doubl
         n_emitted < 1)
         return;
     c->n_drafted[k] = c->kind_of_round == ROUND_PLAIN ? 0 : c->n_drafted[k] + 1;
+    if (c->kind_of_round != ROUND_PLAIN) /* what was proposed and refused is not plain decoding */
+        seconds += draft_s;
     const double foreseen_s = c->round_s * n_emitted / c->round_tokens;
     /* The rest of the machine may have taken the core. */
     const double took_s = seconds < 4 * c->round_s ? seconds : 4 * c->round_s;
@@ -386,12 +391,13 @@ static int sort_entries(controller *c, controller_item **items, int n, int at_fi
 /* Entries of the best prefix; what is learnt about the learned drafter on the way. */
 static int weigh(controller *c, controller_item **items, int n, int n_other, int rows_left)
 {
+    const double alone = MIN_GAIN / controller_faith(c, controller_class(n), ROUND_SUFFIX);
     outlook without = {0};
     int n_suffix = 0;
     refresh_trust(c);
     if (c->n_asked > 0) {
         const int n_first = min_int(sort_entries(c, items, n, 1), rows_left);
-        without = controller_best(c, n_first, n, n_other, 0, MIN_GAIN, 0);
+        without = controller_best(c, n_first, n, n_other, 0, alone, 0);
     }
     const int n_entries = min_int(sort_entries(c, items, n, 0), rows_left);
     if (c->n_measured == 0)
@@ -402,9 +408,7 @@ static int weigh(controller *c, controller_item **items, int n, int n_other, int
         n_suffix += c->entries[k].level == 0;
     /* What the learned drafter took is spent, whatever is made of it. */
     const round_kind kind = c->n_asked > 0 ? ROUND_LEARNED : ROUND_SUFFIX;
-    const double gain = kind == ROUND_SUFFIX
-                            ? MIN_GAIN / controller_faith(c, controller_class(n), ROUND_SUFFIX)
-                            : MIN_GAIN;
+    const double gain = kind == ROUND_SUFFIX ? alone : MIN_GAIN;
     const outlook o =
         controller_best(c, n_entries, n, n_other, LEARNED_LEVELS, gain, c->draft_s * n_suffix);
     c->kind_of_round = o.n_rows > 0 || kind == ROUND_LEARNED ? kind : ROUND_PLAIN;
@@ -429,7 +433,9 @@ static void choose_goodput(
         return;
     controller_account *a = &c->accounts[controller_class(n)][ROUND_SUFFIX];
     if (n_suffix == 0) /* what is not tried is believed less and less */
-        *a = (controller_account){FADE * a->foreseen_s, FADE * a->took_s, FADE * a->n_rounds};
+        *a = a->n_rounds < 0.01
+                 ? (controller_account){0}
+                 : (controller_account){FADE * a->foreseen_s, FADE * a->took_s, FADE * a->n_rounds};
     c->backoff = n_suffix > 0 ? 0 : min_int(2 * c->backoff + 1, MAX_BACKOFF);
     c->skip = c->backoff / 2;
     c->skip_samples = n;

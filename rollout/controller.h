@@ -129,8 +129,10 @@ void controller_choose(controller *c, controller_item **items, int n, int n_othe
  * prefill in it.  n_emitted tokens took verify_s. */
 void controller_observe_pass(controller *c, int n_rows, int is_pure, double pass_s,
     double attention_s, int n_emitted, double verify_s);
-/* A round without prefill gave n_emitted tokens of n_samples and took so long in all. */
-void controller_observe_round(controller *c, int n_samples, int n_emitted, double seconds);
+/* A round without prefill gave n_emitted tokens of n_samples; drafting took draft_s, the pass and
+ * what came after it so many seconds. */
+void controller_observe_round(
+    controller *c, int n_samples, int n_emitted, double draft_s, double seconds);
 /* Proposing n_rows rows with the suffix drafter took draft_s. */
 void controller_observe_draft(controller *c, int n_rows, double draft_s);
 /* The learned drafter drafted for n_asked of n samples, before controller_choose. */

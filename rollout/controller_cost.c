@@ -117,8 +117,8 @@ static void refresh_cost(controller *c)
 static double without_cache(controller *c, double pass_s, double attention_s)
 {
     if (c->kind_of_round == ROUND_PLAIN && attention_s > 0 && c->n_positions > 0) {
-        const double s = attention_s / c->n_positions;
-        c->position_s += (c->position_s > 0 ? 0.1 : 1) * (s - c->position_s);
+        const double s = attention_s / c->n_positions, most = 2 * c->position_s;
+        c->position_s += most > 0 ? 0.1 * ((s < most ? s : most) - c->position_s) : s;
     }
     const double rest = pass_s - c->position_s * c->n_positions;
     return rest > 0.2 * pass_s ? rest : 0.2 * pass_s;

@@ -26,11 +26,10 @@ static const double HOPEFUL = 0.6;  /* hits of a good drafter's first candidate 
 static const double NEW_LABELS = 8; /* what is known of a drafter is worth to its successor */
 static const double NEW_ROUNDS = 2, NEW_ACCOUNT = 16;
 
-/* Levels with the best gain, as far as such promises are kept; 0: none pays. */
-static int best_levels(const controller *c, int k)
+/* Levels with the best gain; 0: none pays, as far as is known. */
+static int best_levels(const controller *c, const learned_record *r)
 {
-    const learned_record *r = &c->learned[k];
-    double best = PAYS / controller_faith(c, k, ROUND_LEARNED);
+    double best = PAYS;
     int levels = 0;
     for (int d = 1; d <= c->max_levels; d++)
         if (r->weight[d] > 0 && r->gain[d] > best) {
@@ -66,12 +65,11 @@ static int can_pay(const controller *c, int n_samples)
 
 int learned_levels(controller *c, int n_samples, int *n_asks)
 {
-    const int k = controller_class(n_samples);
-    learned_record *r = &c->learned[k];
+    learned_record *r = &c->learned[controller_class(n_samples)];
     *n_asks = n_samples;
     if (c->n_measured == 0 || c->max_levels < 1)
         return 0;
-    const int best = best_levels(c, k);
+    const int best = best_levels(c, r);
     if (r->n_new > 0) {
         r->n_new--;
     } else if (best > 0) {
@@ -116,19 +114,22 @@ void learned_weigh(controller *c, const outlook *without, int n_entries, int n_s
     const int k = controller_class(n_samples), levels = c->offer.levels;
     learned_record *r = &c->learned[k];
     const double scale = (double)n_samples / c->n_asked;
+    /* As far as such promises are kept, against what would be done without. */
+    const double faith = controller_faith(c, k, ROUND_LEARNED) /
+                         (without->n_rows > 0 ? controller_faith(c, k, ROUND_SUFFIX) : 1);
     for (int d = 1; d <= levels; d++) {
         const outlook o = controller_best(c, n_entries, n_samples, n_other, d, 1, 0);
         /* What it gave the samples it was asked for, it would give to all. */
         const double tokens = without->tokens + scale * (o.tokens - without->tokens);
         const double seconds =
             without->seconds + scale * (o.seconds - without->seconds) + draft_seconds(c, k, d);
-        const double gain = tokens / seconds * without->seconds / without->tokens;
+        const double gain = faith * tokens / seconds * without->seconds / without->tokens;
         /* A new drafter's first rounds say little: its chances are not calibrated yet. */
         r->weight[d] = r->n_new > 0 && r->weight[d] > NEW_ROUNDS ? NEW_ROUNDS : r->weight[d] + 1;
         const double rate = 1 / r->weight[d] > RATE ? 1 / r->weight[d] : RATE;
         r->gain[d] += rate * (gain - r->gain[d]);
     }
-    if (best_levels(c, k) > 0) {
+    if (best_levels(c, r) > 0) {
         r->backoff = 0;
     } else {
         r->backoff = 2 * r->backoff + 1 < PROBE_BACKOFF ? 2 * r->backoff + 1 : PROBE_BACKOFF;

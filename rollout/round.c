@@ -295,7 +295,7 @@ static void count_pass(
         &e->controller, p->n_rows, p->n_prefill == 0, pass_s, attention_s, n_emitted, verify_s);
     if (p->n_prefill == 0) {
         controller_observe_round(
-            &e->controller, n_samples, n_emitted, p->draft_s + pass_s + verify_s);
+            &e->controller, n_samples, n_emitted, p->draft_s, pass_s + verify_s);
         e->stats.n_passes[pl_cost_bucket(p->n_rows)]++;
         e->stats.passes_s[pl_cost_bucket(p->n_rows)] += pass_s;
     }

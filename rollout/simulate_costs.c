@@ -219,7 +219,8 @@ static pl_status open_control(pl_sim *s, pl_error *err)
     return PL_OK;
 }
 
-/* Rows that it keeps of a sample when n decode, once it has settled. */
+/* Rows that it keeps of a sample when n decode, once it has settled.  Its plain rounds, one of 25,
+ * are left out. */
 static float ask_control(pl_sim *s, int n)
 {
     controller *c = &s->control;

@@ -219,8 +219,10 @@ static int live(controller *c, world *w, int n_rounds, int *levels)
         controller_observe_item(c, &it, drawn, n);
         const double pass_s = 0.02 + 1e-4 * it.n_keep;
         controller_observe_pass(c, it.n_keep, 1, pass_s, 0, n, 0);
-        controller_observe_round(
-            c, 1, n, pass_s + (o.levels > 0 ? 2e-4 + w->level_s * o.levels + w->late_s : 0));
+        if (o.levels > 0)
+            controller_observe_round(c, 1, n, 2e-4 + w->level_s * o.levels, pass_s + w->late_s);
+        else
+            controller_observe_round(c, 1, n, 0, pass_s);
     }
     return n_drafted;
 }
