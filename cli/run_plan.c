@@ -25,7 +25,8 @@ static size_t memory_available(void)
 }
 
 /* Of one engine: who serves, and where it is trained the training's state, gradients and
- * activations, and copies for the gate. */
+ * activations, copies for the gate, and the mapped buffer of what is recorded: its pages can be
+ * written out, but on a machine that is full they come and go at the pace of the disk. */
 static size_t drafter_bytes(const run_config *c, const pl_arch *a, int n_threads)
 {
     enum { GATE_COPIES = 3 };
@@ -36,7 +37,8 @@ static size_t drafter_bytes(const run_config *c, const pl_arch *a, int n_threads
     if (!c->speculative.train)
         return pl_eagle_plan(a, 0);
     run_drafting_train_options(c, &o);
-    return (2 + GATE_COPIES) * pl_eagle_plan(a, 0) + pl_eagle_trainer_plan(a, 0, &o, n_threads);
+    return (2 + GATE_COPIES) * pl_eagle_plan(a, 0) + pl_eagle_trainer_plan(a, 0, &o, n_threads) +
+           ((size_t)c->speculative.buffer_mb << 20);
 }
 
 void run_plan_make(
