@@ -40,6 +40,16 @@ passed "and publishes it"
 [ "$(sum "$work/slice" drafter/swaps)" -gt 0 ] || fail "a version that is published is put into use"
 passed "and puts it into use"
 
+# The mapped buffers are in the plan: 64 MiB more for each of two workers.
+planned() {
+    # shellcheck disable=SC2086
+    run_tiny "$work/plan" rollout.num_workers=2 $learned speculative.train.buffer_mb="$1" --dry-run 2>&1 |
+        sed -n 's/^ *rollout workers *\([0-9]*\) MB.*/\1/p'
+}
+more=$(($(planned 72) - $(planned 8)))
+[ $more -ge 133 ] && [ $more -le 135 ] || fail "the plan counts the buffers: $more MB more"
+passed "the plan counts the buffers"
+
 # From a directory, frozen.
 for n in 0 2; do
     run_tiny "$work/frozen$n" rollout.num_workers=$n speculative.method=eagle speculative.controller=fixed:2_2_4 \
