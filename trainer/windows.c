@@ -226,7 +226,7 @@ static pl_status take_over(pl_windows *b, pl_error *err)
 
     if (st == PL_OK)
         st = view_tables(b, err);
-    for (int i = 0; st == PL_OK && i < b->shape.n_slots; i++) {
+    for (int i = 0, n = st == PL_OK ? windows_touched(b) : 0; i < n; i++) {
         if (!windows_peek(b, i, &b->held[i]))
             b->held[i].n = 0;
         else if (b->held[i].serial > b->serial)
@@ -456,7 +456,7 @@ void pl_windows_get_stats(const pl_windows *b, pl_windows_stats *out)
     out->n_put = n[0];
     out->n_bad = n[1];
     out->n_evicted = n[2];
-    for (int i = 0; i < b->shape.n_slots; i++) {
+    for (int i = 0, n_touched = windows_touched(b); i < n_touched; i++) {
         windows_small f;
         if (windows_peek(b, i, &f)) {
             out->n_used++;

@@ -57,6 +57,9 @@ typedef struct pl_windows_pick {
     uint32_t newest; /* policy version at hand: windows of it and the one before are preferred */
     uint64_t seed;   /* of the choice: the same contents and seed give the same windows */
     int min_rows;    /* shorter windows are left out */
+    int (*should_stop)(void *ctx); /* asked between two windows, each a megabyte or more; may be
+                                      NULL.  Those that were copied until then are chosen */
+    void *stop_ctx;
 } pl_windows_pick;
 /* Choose at most max windows; out[i] point into arena memory of *b[0]'s* owner: storage [bytes] of
  * the caller, aligned as malloc's, max times pl_windows_room bytes.  Everything is checked: a
@@ -67,5 +70,9 @@ typedef struct pl_windows_pick {
 int pl_windows_choose(pl_windows *const *b, int n_buffers, const pl_windows_pick *p, void *storage,
     pl_feature_window *out, int max);
 size_t pl_windows_room(const pl_windows_options *o);
+/* The same windows as text alone, features and hidden states NULL, in storage [max][o->window] of
+ * the caller; it does not count as choosing them. */
+int pl_windows_read(pl_windows *const *b, int n_buffers, const pl_windows_pick *p, int32_t *storage,
+    pl_feature_window *out, int max);
 
 #endif

@@ -154,32 +154,62 @@ static int is_chosen(const pl_feature_window *out, int n, const windows_candidat
     return 0;
 }
 
+/* Every slot that may be chosen is open, and knows its place. */
+static void open_all(const choice *c)
+{
+    for (int i = 0; i < c->n_buffers; i++) {
+        const int n = is_whole(c->b[i]) ? windows_touched(c->b[i]) : 0;
+        for (int j = 0; j < c->b[i]->shape.n_slots; j++)
+            look_at(c, c->b[i], j, j < n);
+    }
+    if (!c->pick->is_held_out)
+        set_tiers(c);
+}
+
+/* The next one that is in no other's place; NULL: none is left, or no more is wanted. */
+static windows_candidate *take_next(const choice *c, const pl_feature_window *out, int n, int *at)
+{
+    windows_candidate *k = NULL;
+
+    if (c->pick->should_stop && c->pick->should_stop(c->pick->stop_ctx))
+        return NULL;
+    do {
+        k = find_first(c, at);
+        if (k)
+            k->is_open = 0;
+    } while (k && is_chosen(out, n, k));
+    return k;
+}
+
 int pl_windows_choose(pl_windows *const *b, int n_buffers, const pl_windows_pick *p, void *storage,
     pl_feature_window *out, int max)
 {
     const choice c = {b, n_buffers, p};
+    windows_candidate *k;
     int n = 0, at = 0;
 
-    for (int i = 0; i < n_buffers; i++) {
-        const int is_readable = is_whole(b[i]);
-        for (int j = 0; j < b[i]->shape.n_slots; j++)
-            look_at(&c, b[i], j, is_readable);
-    }
-    if (!p->is_held_out)
-        set_tiers(&c);
-    while (n < max) {
-        windows_candidate *k = find_first(&c, &at);
-        if (!k)
-            break;
-        k->is_open = 0;
-        const windows_shape *s = &b[at]->shape;
-        unsigned char *room = (unsigned char *)storage + (size_t)n * (s->slot_bytes - WINDOWS_HEAD);
-        if (is_chosen(out, n, k))
-            continue;
-        if (!windows_copy(b[at], (int)(k - b[at]->candidates), k->serial, room, &out[n]))
+    open_all(&c);
+    while (n < max && (k = take_next(&c, out, n, &at)) != NULL) {
+        const size_t room = b[at]->shape.slot_bytes - WINDOWS_HEAD;
+        if (!windows_copy(b[at], (int)(k - b[at]->candidates), k->serial,
+                (unsigned char *)storage + (size_t)n * room, &out[n]))
             continue;
         k->n_chosen++;
         n++;
     }
+    return n;
+}
+
+int pl_windows_read(pl_windows *const *b, int n_buffers, const pl_windows_pick *p, int32_t *storage,
+    pl_feature_window *out, int max)
+{
+    const choice c = {b, n_buffers, p};
+    windows_candidate *k;
+    int n = 0, at = 0;
+
+    open_all(&c);
+    while (n < max && (k = take_next(&c, out, n, &at)) != NULL)
+        n += windows_copy_tokens(b[at], (int)(k - b[at]->candidates), k->serial,
+            storage + (size_t)n * (size_t)b[at]->shape.window, &out[n]);
     return n;
 }

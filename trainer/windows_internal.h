@@ -18,14 +18,16 @@
 #include <stdatomic.h>
 
 enum {
-    WINDOWS_LAYOUT = 2,
+    WINDOWS_LAYOUT = 3,
     WINDOWS_HEADER = 4096,
     WINDOWS_HEAD = 128,          /* bytes of a slot before its tokens */
     WINDOWS_ROWS_MAX = 65536,    /* of a window */
     WINDOWS_EMBD_MAX = 1 << 17,  /* C */
     WINDOWS_PLACE_MAX = 1 << 28, /* positions of a sample */
     WINDOWS_SLOTS_MAX = 1 << 24,
-    WINDOWS_STATE = 64 /* offset of the counters in the header: put, bad, evicted */
+    WINDOWS_STATE = 64,  /* offset of the counters in the header: put, bad, evicted */
+    WINDOWS_TOUCHED = 96 /* offset of the number of slots that were ever written: who looks into
+                            the others makes the kernel find a page for each */
 };
 
 typedef struct windows_header {
@@ -44,8 +46,9 @@ typedef struct windows_small {
     uint64_t noise_key;
     uint32_t uid, policy_version, purpose;
     float temperature, top_p, min_p;
-    int32_t top_k, n_prompt, position, n, is_last, max_tokens, unused;
-    uint32_t crc; /* CRC-32C of the sequence number and all before */
+    int32_t top_k, n_prompt, position, n, is_last, max_tokens;
+    uint32_t tokens; /* CRC-32C of them: they are read without the rest */
+    uint32_t crc;    /* CRC-32C of the sequence number and all before */
 } windows_small;
 enum { WINDOWS_SMALL_WORDS = 10 };
 _Static_assert(sizeof(windows_small) == 8 * WINDOWS_SMALL_WORDS, "no padding");
@@ -103,6 +106,8 @@ pl_status windows_check_header(windows_shape *s, const windows_header *h, uint64
     const pl_windows_options *o, pl_error *err);
 
 windows_word *windows_slot(const pl_windows *b, int i);
+/* Slots from here on are empty.  They are taken in order. */
+int windows_touched(const pl_windows *b);
 uint32_t windows_crc(const windows_small *f, uint64_t sequence);
 uint64_t windows_hash(
     const int32_t *tokens, const uint16_t *features, const uint16_t *hidden, int n, size_t row);
@@ -118,6 +123,9 @@ int windows_peek(const pl_windows *b, int i, windows_small *out);
  * is damaged. */
 int windows_copy(
     const pl_windows *b, int i, uint64_t serial, void *storage, pl_feature_window *out);
+/* The same without features and hidden states: storage [shape.window], out's are NULL. */
+int windows_copy_tokens(
+    const pl_windows *b, int i, uint64_t serial, int32_t *storage, pl_feature_window *out);
 /* Writer: overwrite slot i. */
 void windows_store(pl_windows *b, int i, const windows_small *f, const pl_feature_window *w);
 

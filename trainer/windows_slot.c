@@ -122,6 +122,12 @@ windows_word *windows_slot(const pl_windows *b, int i)
     return b->words + (WINDOWS_HEADER + (uint64_t)i * b->shape.slot_bytes) / 8;
 }
 
+int windows_touched(const pl_windows *b)
+{
+    const uint64_t n = atomic_load_explicit(&b->words[WINDOWS_TOUCHED / 8], memory_order_acquire);
+    return n < (uint64_t)b->shape.n_slots ? (int)n : b->shape.n_slots;
+}
+
 uint32_t windows_crc(const windows_small *f, uint64_t sequence)
 {
     const uint32_t seed = pl_crc32c(0, &sequence, sizeof sequence);
@@ -144,7 +150,7 @@ int windows_is_sane(const windows_small *f, int window)
                           f->position <= WINDOWS_PLACE_MAX && f->n_prompt >= 0 &&
                           f->n_prompt <= WINDOWS_PLACE_MAX;
 
-    const int has_end = f->max_tokens >= 0 && f->max_tokens <= WINDOWS_PLACE_MAX && f->unused == 0;
+    const int has_end = f->max_tokens >= 0 && f->max_tokens <= WINDOWS_PLACE_MAX;
 
     return has_place && has_end && (f->is_last == 0 || f->is_last == 1) && f->top_k >= 0 &&
            isfinite(f->temperature) && f->temperature >= 0 && isfinite(f->top_p) && f->top_p > 0 &&
@@ -265,6 +271,25 @@ int windows_copy(const pl_windows *b, int i, uint64_t serial, void *storage, pl_
     return 1;
 }
 
+int windows_copy_tokens(
+    const pl_windows *b, int i, uint64_t serial, int32_t *storage, pl_feature_window *out)
+{
+    const windows_word *slot = windows_slot(b, i);
+    windows_small f;
+    uint64_t sequence;
+
+    if (!load_small(slot, b->shape.window, &f, &sequence) || f.serial != serial)
+        return 0;
+    const size_t n_bytes = (size_t)f.n * sizeof *storage;
+    load_words(slot + WINDOWS_HEAD / 8, storage, n_bytes);
+    if (!stood_still(slot, sequence) || pl_crc32c(0, storage, n_bytes) != f.tokens ||
+        !are_tokens(storage, f.n, b->n_vocab))
+        return 0;
+    fill_window(out, &f);
+    out->tokens = storage;
+    return 1;
+}
+
 void windows_store(pl_windows *b, int i, const windows_small *f, const pl_feature_window *w)
 {
     const windows_shape *s = &b->shape;
@@ -273,11 +298,15 @@ void windows_store(pl_windows *b, int i, const windows_small *f, const pl_featur
     const uint64_t odd = (atomic_load_explicit(slot, memory_order_relaxed) + 1) | 1;
     windows_small sealed = *f;
 
-    sealed.crc = windows_crc(f, odd + 1);
+    sealed.tokens = pl_crc32c(0, w->tokens, n * sizeof *w->tokens);
+    sealed.crc = windows_crc(&sealed, odd + 1);
     atomic_store_explicit(slot, odd, memory_order_relaxed);
     store_words(slot + 1, &sealed, sizeof sealed);
     store_words(slot + WINDOWS_HEAD / 8, w->tokens, n * sizeof *w->tokens);
     store_words(slot + s->features / 8, w->features, wide * PL_FEATURE_LAYERS);
     store_words(slot + s->hidden / 8, w->hidden, wide);
     atomic_store_explicit(slot, odd + 1, memory_order_release);
+    if (i >= windows_touched(b))
+        atomic_store_explicit(
+            &b->words[WINDOWS_TOUCHED / 8], (uint64_t)i + 1, memory_order_release);
 }

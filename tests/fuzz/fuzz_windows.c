@@ -1,9 +1,11 @@
 /* tests/fuzz/fuzz_windows.c - a reader of data buffers against any file.  The first byte chooses:
  * even, the rest is the file as it stands; odd, the rest becomes the fields and numbers of slots
  * behind a right header, with right sums (so that what is behind them is reached), and a last byte
- * of which a bit spoils each of them.  What is given out is always a window that a sample can have.
+ * of which a bit spoils each of them; the more, the fewer slots are said to have been written. What
+ * is given out is always a window that a sample can have.
  */
 #define _GNU_SOURCE
+#include "core/hash.h"
 #include "trainer/windows_internal.h"
 
 #include <math.h>
@@ -60,16 +62,19 @@ static void build_slot(source *s, unsigned char *slot, const windows_shape *shap
     memcpy(slot + shape->features, numbers, sizeof numbers);
     memcpy(slot + shape->hidden, numbers, sizeof numbers);
     const int n = f.n < 0 ? 0 : f.n > WINDOW ? WINDOW : f.n;
-    if (!(spoil & 1))
+    if (!(spoil & 1)) {
+        f.tokens = pl_crc32c(0, tokens, (size_t)n * sizeof *tokens);
         f.hash = windows_hash(tokens, (const uint16_t *)(const void *)(slot + shape->features),
             (const uint16_t *)(const void *)(slot + shape->hidden), n, ROW);
+    }
     if (!(spoil & 2))
         f.crc = windows_crc(&f, sequence);
     memcpy(slot, &sequence, sizeof sequence);
     memcpy(slot + 8, &f, sizeof f);
 }
 
-static size_t build(unsigned char *file, source *s)
+/* n_touched: slots that are said to have been written. */
+static size_t build(unsigned char *file, source *s, uint64_t n_touched)
 {
     windows_shape shape;
     windows_header h;
@@ -78,12 +83,13 @@ static size_t build(unsigned char *file, source *s)
     memset(file, 0, shape.file_bytes);
     windows_make_header(&h, &shape, options.target);
     memcpy(file, &h, sizeof h);
+    memcpy(file + WINDOWS_TOUCHED, &n_touched, sizeof n_touched);
     for (int i = 0; i < shape.n_slots && s->n > 0; i++)
         build_slot(s, file + WINDOWS_HEADER + (size_t)i * shape.slot_bytes, &shape);
     return shape.file_bytes;
 }
 
-static void check_window(const pl_feature_window *w, int is_held_out)
+static void check_text(const pl_feature_window *w, int is_held_out)
 {
     must(w->n >= 1 && w->n <= WINDOW && w->position >= 0 && w->n_prompt >= 0 && w->top_k >= 0);
     must(w->position <= WINDOWS_PLACE_MAX && w->n_prompt <= WINDOWS_PLACE_MAX);
@@ -92,6 +98,11 @@ static void check_window(const pl_feature_window *w, int is_held_out)
     must((w->uid % PL_HELD_OUT == 0) == is_held_out);
     for (int i = 0; i < w->n; i++)
         must(w->tokens[i] >= 0 && w->tokens[i] < V);
+}
+
+static void check_window(const pl_feature_window *w, int is_held_out)
+{
+    check_text(w, is_held_out);
     must(windows_is_finite(w->features, (size_t)w->n * PL_FEATURE_LAYERS * ROW));
     must(windows_is_finite(w->hidden, (size_t)w->n * ROW));
 }
@@ -109,6 +120,14 @@ static void check_choice(pl_windows *b, int is_held_out)
     for (int i = 0; i < n; i++)
         check_window(&out[i], is_held_out);
     free(storage);
+
+    int32_t *tokens = malloc(OUT * WINDOW * sizeof *tokens);
+    must(tokens != NULL);
+    const int n_read = pl_windows_read(&b, 1, &p, tokens, out, OUT);
+    must(n_read >= n && n_read <= OUT); /* the numbers of some may be damaged */
+    for (int i = 0; i < n_read; i++)
+        check_text(&out[i], is_held_out);
+    free(tokens);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
@@ -130,7 +149,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (data[0] % 2 == 0)
         memcpy(file, data + 1, n);
     else
-        n = build(file, &s);
+        n = build(file, &s, 255u - data[0]); /* a 255 says none, most say all */
     must(write(fd, file, n) == (ssize_t)n);
     snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
 

@@ -798,3 +798,107 @@ Test(windows, of_a_sample_that_is_in_two_buffers_are_chosen_once)
     pl_windows_close(b[0]);
     pl_windows_close(b[1]);
 }
+
+/* ---- text alone ---- */
+
+static int read_text(pl_windows *b, const pl_windows_pick *p, int max)
+{
+    static int32_t tokens[MAX * WINDOW];
+
+    const int n = pl_windows_read(&b, 1, p, tokens, out, max);
+    for (int i = 0; i < n; i++) {
+        made m;
+        make(&m, out[i].uid, out[i].policy_version, out[i].position);
+        cr_assert_eq(out[i].n, m.w.n);
+        cr_assert_arr_eq(out[i].tokens, m.tokens, (size_t)m.w.n * sizeof *m.tokens);
+        cr_assert_null(out[i].features);
+        cr_assert_null(out[i].hidden);
+    }
+    return n;
+}
+
+Test(windows, are_read_as_text_without_counting_as_chosen)
+{
+    const pl_windows_options o = options(16);
+    const pl_windows_pick p = {.newest = 1, .seed = 3};
+    pl_windows *w = writer(path, &o), *b = reader(path, &o);
+    uint32_t first[4];
+
+    for (uint32_t uid = 1; uid < 8; uid++)
+        put(w, uid, 1, 10);
+    cr_assert_eq(read_text(b, &p, MAX), 7);
+    cr_assert_eq(read_text(b, &p, 4), 4);
+    for (int i = 0; i < 4; i++)
+        first[i] = out[i].uid;
+    cr_assert_eq(choose(b, 0, 1, 3, 4), 4); /* the same ones: none had been chosen */
+    for (int i = 0; i < 4; i++)
+        cr_expect_eq(out[i].uid, first[i]);
+    pl_windows_close(b);
+    pl_windows_close(w);
+}
+
+Test(windows, whose_text_is_damaged_are_not_read)
+{
+    const pl_windows_options o = options(16);
+    const pl_windows_pick p = {.newest = 1};
+    pl_windows *w = writer(path, &o), *b = reader(path, &o);
+
+    for (uint32_t uid = 1; uid < 4; uid++)
+        put(w, uid, 1, 10);
+    unsigned char *slot = (unsigned char *)(void *)windows_slot(w, 1);
+    slot[WINDOWS_HEAD] ^= 1; /* of a token: still one of the vocabulary */
+    cr_expect_eq(read_text(b, &p, MAX), 2);
+    slot[WINDOWS_HEAD] ^= 1;
+    slot[w->shape.features] ^= 1; /* text does not care */
+    cr_expect_eq(read_text(b, &p, MAX), 3);
+    cr_expect_eq(pl_windows_choose(&b, 1, &p, storage, out, MAX), 2);
+    pl_windows_close(b);
+    pl_windows_close(w);
+}
+
+static int stop_at(void *ctx)
+{
+    int *left = ctx;
+    return --*left < 0;
+}
+
+Test(windows, are_copied_until_it_is_told_to_stop)
+{
+    const pl_windows_options o = options(16);
+    pl_windows *w = writer(path, &o);
+    int left = 3;
+    const pl_windows_pick p = {.newest = 1, .should_stop = stop_at, .stop_ctx = &left};
+
+    for (uint32_t uid = 1; uid < 8; uid++)
+        put(w, uid, 1, 10);
+    cr_expect_eq(pl_windows_choose(&w, 1, &p, storage, out, MAX), 3);
+    cr_expect_eq(left, -1, "asked again after the stop");
+    left = 2;
+    cr_expect_eq(read_text(w, &p, MAX), 2);
+    pl_windows_close(w);
+}
+
+Test(windows, in_slots_that_nobody_wrote_are_not_looked_for)
+{
+    const pl_windows_options o = options(16);
+    pl_windows *w = writer(path, &o), *b = reader(path, &o);
+
+    cr_expect_eq(windows_touched(b), 0);
+    for (uint32_t uid = 1; uid < 4; uid++)
+        put(w, uid, 1, 10);
+    put(w, 2, 1, 10); /* again: its own slot */
+    cr_expect_eq(windows_touched(b), 3);
+    cr_expect_eq(choose(b, 0, 1, 1, MAX), 3);
+    pl_windows_close(w);
+    w = writer(path, &o); /* another writer knows */
+    cr_expect_eq(windows_touched(w), 3);
+    put(w, 5, 1, 10);
+    cr_expect_eq(choose(b, 0, 1, 1, MAX), 4);
+    atomic_store(&w->words[WINDOWS_TOUCHED / 8], 2); /* no others are looked at */
+    cr_expect_eq(choose(b, 0, 1, 1, MAX), 2);
+    atomic_store(&w->words[WINDOWS_TOUCHED / 8], UINT64_MAX); /* no more than there are */
+    cr_expect_eq(windows_touched(b), b->shape.n_slots);
+    cr_expect_eq(choose(b, 0, 1, 1, MAX), 4);
+    pl_windows_close(b);
+    pl_windows_close(w);
+}
