@@ -223,7 +223,6 @@ pl_status pl_eagle_new(
     if (st != PL_OK)
         return st;
     fill(e, o->seed);
-    eagle_pack_all(e);
     *out = e;
     return PL_OK;
 }
@@ -249,12 +248,13 @@ void eagle_touch(pl_eagle *e)
 {
     for (int i = EAGLE_FC; i < EAGLE_N_PARAMS; i++)
         e->stale |= 1u << i;
+    e->stale_t = e->stale;
 }
 
 typedef struct pack_job {
     const pl_eagle *e;
     const eagle_matrix *m;
-} pack_job;
+} pack_job; /* one of the matrices, one way */
 
 static void pack_share(void *ctx, int i_thread, int n_threads)
 {
@@ -265,25 +265,38 @@ static void pack_share(void *ctx, int i_thread, int n_threads)
 
     pl_share(pl_pad32(m->rows) / 32, 1, i_thread, n_threads, &begin, &end);
     j->e->ops->pack_nk(m->packed, w, (size_t)m->cols, m->rows, m->cols, begin, end);
-    pl_share(pl_pad32(m->cols) / 32, 1, i_thread, n_threads, &begin, &end);
-    j->e->ops->pack_kn(m->packed_t, w, (size_t)m->cols, m->cols, m->rows, begin, end);
 }
 
-int eagle_pack_one(pl_eagle *e)
+static void pack_t_share(void *ctx, int i_thread, int n_threads)
+{
+    const pack_job *j = ctx;
+    const eagle_matrix *m = j->m;
+    int begin, end;
+
+    pl_share(pl_pad32(m->cols) / 32, 1, i_thread, n_threads, &begin, &end);
+    j->e->ops->pack_kn(
+        m->packed_t, j->e->w + m->offset, (size_t)m->cols, m->cols, m->rows, begin, end);
+}
+
+static int pack_one_of(pl_eagle *e, unsigned *stale, pl_team_fn fn)
 {
     for (int i = EAGLE_FC; i < EAGLE_N_PARAMS; i++) {
         pack_job j = {e, &e->p[i]};
-        if (!(e->stale >> i & 1))
+        if (!(*stale >> i & 1))
             continue;
-        pl_team_run(e->team, pack_share, &j);
-        e->stale &= ~(1u << i);
+        pl_team_run(e->team, fn, &j);
+        *stale &= ~(1u << i);
         return 1;
     }
     return 0;
 }
 
-void eagle_pack_all(pl_eagle *e)
+int pl_eagle_pack_one(pl_eagle *e)
 {
-    while (eagle_pack_one(e)) {
-    }
+    return pack_one_of(e, &e->stale, pack_share);
+}
+
+int eagle_pack_one_to_train(pl_eagle *e)
+{
+    return pl_eagle_pack_one(e) || pack_one_of(e, &e->stale_t, pack_t_share);
 }

@@ -162,10 +162,11 @@ pl_eagle_shape pl_eagle_get_shape(const pl_eagle *e);
  * zeros) are copied.  *borrows* the target.  Errors: PL_E_INVAL, PL_E_NOMEM. */
 pl_status pl_eagle_from(pl_eagle **out, const pl_model *target, const pl_eagle_shape *shape,
     const int32_t *vocab, const float *weights, pl_error *err);
-void pl_eagle_get_weights(const pl_eagle *e, float *out);
+const float *pl_eagle_get_weights(const pl_eagle *e); /* *borrowed*, until they are set */
 void pl_eagle_set_weights(pl_eagle *e, const float *weights);
-/* Make it ready to draft with after set_weights or from: packs its matrices. */
-void pl_eagle_pack(pl_eagle *e);
+/* Pack one matrix, over the target's team, for products to read; 0: none was left.  Who drafts or
+ * trains does so at the beginning; who must not be held up for all of them does so before. */
+int pl_eagle_pack_one(pl_eagle *e);
 /* L2 norm of grads [n_elements]. */
 double pl_eagle_norm(const pl_eagle *e, const float *grads);
 /* Elements begin .. begin + n - 1 (multiples of 16) of one AdamW update with grads of that norm,

@@ -56,7 +56,7 @@ struct pl_eagle {
     int32_t *vocab;    /* [v] target ids, ascending */
     int32_t *to_draft; /* [vt] index in vocab, or -1 */
     pl_arena arena;
-    unsigned stale; /* bit i: matrix i must be packed before it is used */
+    unsigned stale, stale_t; /* bit i: matrix i, and it exchanged, is packed before it is used */
 };
 
 /* Inner size and heads of a drafter; a new one has its target's.  Both flags 0: EAGLE-3.1, both 1:
@@ -73,10 +73,8 @@ pl_status eagle_alloc(pl_eagle **out, const pl_model *target, const eagle_shape 
 size_t eagle_sketch(pl_eagle *e, const pl_arch *a, int n_vocab);
 /* Weights were written: all matrices must be packed anew. */
 void eagle_touch(pl_eagle *e);
-/* One matrix that is stale, packed both ways over the team.  Returns 0 when none is. */
-int eagle_pack_one(pl_eagle *e);
-/* All of them: the drafter is ready to draft with, as after new, load and copy. */
-void eagle_pack_all(pl_eagle *e);
+/* As pl_eagle_pack_one; backward passes read the transposed ones, too. */
+int eagle_pack_one_to_train(pl_eagle *e);
 
 static inline const float *eagle_weights(const pl_eagle *e, eagle_param i)
 {

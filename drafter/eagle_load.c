@@ -341,7 +341,6 @@ static pl_status load(pl_eagle **out, const pl_model *target, const safetensors 
         pl_eagle_free(e);
         return st;
     }
-    eagle_pack_all(e);
     *out = e;
     return PL_OK;
 }

@@ -52,20 +52,15 @@ pl_status pl_eagle_from(pl_eagle **out, const pl_model *target, const pl_eagle_s
     return PL_OK;
 }
 
-void pl_eagle_get_weights(const pl_eagle *e, float *out)
+const float *pl_eagle_get_weights(const pl_eagle *e)
 {
-    memcpy(out, e->w, e->n_elements * sizeof *e->w);
+    return e->w;
 }
 
 void pl_eagle_set_weights(pl_eagle *e, const float *weights)
 {
     memcpy(e->w, weights, e->n_elements * sizeof *e->w);
     eagle_touch(e);
-}
-
-void pl_eagle_pack(pl_eagle *e)
-{
-    eagle_pack_all(e);
 }
 
 /* ---- the norm ---- */

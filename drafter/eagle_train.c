@@ -433,7 +433,7 @@ static pl_status run(pl_eagle_trainer *t, totals *total, pl_error *err)
     do {
         if (t->should_stop && t->should_stop(t->stop_ctx))
             return pl_fail(err, PL_E_STOPPED, "drafter training: asked to stop");
-    } while (eagle_pack_one(t->e) || back_some(t, &t->backed_work, t->arena.size));
+    } while (eagle_pack_one_to_train(t->e) || back_some(t, &t->backed_work, t->arena.size));
     for (t->v0 = 0; !t->is_eval && t->v0 < (int)(t->e->n_elements / 16) && st == PL_OK;
          t->v0 += CLEAR_BLOCKS)
         st = eagle_phase(t, clear_grads, err);

@@ -160,7 +160,6 @@ pl_status pl_eagle_copy(
     memcpy(copy->w, average && average->average ? average->average : e->w,
         e->n_elements * sizeof(float));
     copy->eps = e->eps;
-    eagle_pack_all(copy);
     *out = copy;
     return PL_OK;
 }

@@ -214,7 +214,7 @@ pl_status pl_learned_set(pl_learned *l, const pl_eagle *e, pl_error *err)
     if (st != PL_OK)
         return st;
     /* Packing changes no weight, only what products read. */
-    while (e && eagle_pack_one((pl_eagle *)e) != 0)
+    while (e && pl_eagle_pack_one((pl_eagle *)e) != 0)
         continue;
     l->e = e;
     for (int i = 0; i < l->o.max_places; i++) {

@@ -37,9 +37,13 @@ void spot_sleep(double seconds)
     (void)nanosleep(&t, NULL);
 }
 
-int spot_stopped(const pl_spot *s)
+int spot_stopped(void *spot)
 {
-    return s->should_stop && s->should_stop(s->stop_ctx);
+    pl_spot *s = spot;
+
+    if (s->should_stop && !s->is_stopped)
+        s->is_stopped = s->should_stop(s->stop_ctx) != 0;
+    return s->is_stopped;
 }
 
 pl_status spot_stop(pl_error *err)
@@ -111,8 +115,8 @@ static pl_status make_room(pl_spot *s, pl_error *err)
     return PL_OK;
 }
 
-/* A drafter that was handed in serves until a better one is published. */
-static pl_status load_init(pl_spot *s, pl_error *err)
+/* A drafter, or a checkpoint, that was handed in is read when it is needed. */
+static pl_status check_init(const pl_spot *s, pl_error *err)
 {
     struct stat info;
 
@@ -122,12 +126,7 @@ static pl_status load_init(pl_spot *s, pl_error *err)
         return pl_fail(err, PL_E_CONFIG,
             "the drafter '%s' is not there (%s); say 'random' to begin with one of random weights",
             s->init, strerror(errno));
-    if (!S_ISDIR(info.st_mode))
-        return PL_OK; /* a checkpoint: read when the state begins */
-    const pl_status st = pl_eagle_load(&s->serving, s->target, s->init, err);
-    if (st == PL_OK)
-        pl_eagle_pack(s->serving);
-    return st;
+    return PL_OK;
 }
 
 /* What is not there begins with the first piece of work; one that cannot be gone on with is put
@@ -159,7 +158,7 @@ static pl_status open_all(pl_spot *s, pl_error *err)
             s->state_path);
     if (st == PL_OK)
         st = spot_versions_open(s, err);
-    return st == PL_OK ? load_init(s, err) : st;
+    return st == PL_OK ? check_init(s, err) : st;
 }
 
 pl_status pl_spot_new(pl_spot **out, const pl_model *target, const pl_spot_options *o,
@@ -310,6 +309,12 @@ void pl_spot_end(pl_spot *s)
     spot_joiners_done(s);
 }
 
+/* Between two stages of a session's beginning, each of which stays done. */
+static pl_status look(pl_spot *s, pl_status st, pl_error *err)
+{
+    return st == PL_OK && spot_stopped(s) ? spot_stop(err) : st;
+}
+
 static pl_status work_lead(pl_spot *s, pl_error *err)
 {
     pl_status st = PL_OK;
@@ -318,13 +323,14 @@ static pl_status work_lead(pl_spot *s, pl_error *err)
         st = spot_start(s, err);
         if (st == PL_OK)
             st = spot_claim_take(s, err);
+        st = look(s, st, err);
     }
     if (st == PL_OK)
         st = spot_claim_check(s, err);
     if (st == PL_OK)
-        st = spot_sync(s, err);
+        st = look(s, spot_sync(s, err), err);
     if (st == PL_OK && s->is_look_due)
-        st = spot_refresh(s, err);
+        st = look(s, spot_refresh(s, err), err);
     if (st != PL_OK)
         return st;
     if (spot_gate_is_due(s)) {
@@ -364,11 +370,13 @@ pl_status pl_spot_work(pl_spot *s, int (*should_stop)(void *ctx), void *ctx,
             "drafter training: the session is over; begin the next one");
     s->should_stop = should_stop;
     s->stop_ctx = ctx;
+    s->is_stopped = 0;
     const pl_status kept = spot_publish_poll(s, 0, published, &cause);
     st = spot_stopped(s) ? spot_stop(&cause) : kept;
     if (st == PL_OK)
         st = s->is_lead ? work_lead(s, &cause) : work_joiner(s, &cause);
     s->should_stop = NULL;
+    s->is_stopped = 0;
     if (st == PL_E_PEER)
         s->is_in = 0;
     if (st == PL_E_TIMEOUT) {

@@ -58,9 +58,6 @@ void spot_gate_drop(pl_spot *s)
 {
     spot_gate *g = &s->gate;
 
-    pl_eagle_free(g->candidate.e);
-    pl_eagle_free(g->parent.e);
-    g->candidate.e = g->parent.e = NULL;
     g->candidate.n_done = g->parent.n_done = 0;
     g->has_parent = 0;
     g->is_on = 0;
@@ -71,10 +68,29 @@ void spot_gate_done(pl_spot *s)
     spot_gate *g = &s->gate;
 
     spot_gate_drop(s);
+    pl_eagle_free(g->candidate.e);
+    pl_eagle_free(g->parent.e);
     spot_batch_done(&g->batch);
     free(g->candidate.rounds);
     free(g->serving.rounds);
     free(g->parent.rounds);
+}
+
+void spot_gate_serve(pl_spot *s, pl_eagle *e, uint32_t version)
+{
+    spot_gate *g = &s->gate;
+    pl_eagle *oldest = g->parent.e;
+
+    g->parent.e = s->serving;
+    g->parent.version = s->serving_version;
+    s->serving = e;
+    s->serving_version = version;
+    g->has_serving = 0;
+    g->serving.n_done = 0;
+    if (g->candidate.e)
+        pl_eagle_free(oldest);
+    else
+        g->candidate.e = oldest;
 }
 
 /* ---- the windows ---- */
@@ -132,6 +148,16 @@ static uint64_t key_of(const pl_spot *s)
 
 /* ---- begin ---- */
 
+static int is_alike(const pl_eagle *a, const pl_eagle *b)
+{
+    const pl_eagle_shape x = pl_eagle_get_shape(a), y = pl_eagle_get_shape(b);
+
+    return x.n_ff == y.n_ff && x.n_heads == y.n_heads && x.n_kv_heads == y.n_kv_heads &&
+           x.n_vocab == y.n_vocab && x.no_fc_norm == y.no_fc_norm && x.raw_output == y.raw_output &&
+           x.eps == y.eps &&
+           memcmp(pl_eagle_vocab(a), pl_eagle_vocab(b), (size_t)x.n_vocab * sizeof(int32_t)) == 0;
+}
+
 /* The average when there is one: it is what would serve. */
 static pl_status copy_candidate(pl_spot *s, pl_error *err)
 {
@@ -142,11 +168,18 @@ static pl_status copy_candidate(pl_spot *s, pl_error *err)
     if (half < 0 || r.seq != s->seq)
         return pl_fail(err, PL_E_TIMEOUT, "drafter gate: the state moved on");
     const pl_eagle_state state = spot_half(&s->file, half, r.step);
-    const pl_status st = pl_eagle_from(&s->gate.candidate.e, s->target, &shape,
-        pl_eagle_vocab(s->e), state.average ? state.average : state.weights, err);
+    const float *weights = state.average ? state.average : state.weights;
+    pl_eagle **e = &s->gate.candidate.e;
+    pl_status st = PL_OK;
+    if (*e && is_alike(*e, s->e))
+        pl_eagle_set_weights(*e, weights);
+    else {
+        pl_eagle_free(*e);
+        *e = NULL;
+        st = pl_eagle_from(e, s->target, &shape, pl_eagle_vocab(s->e), weights, err);
+    }
     if (st != PL_OK)
         return st;
-    pl_eagle_pack(s->gate.candidate.e);
     s->gate.step = r.step;
     return PL_OK;
 }
@@ -166,7 +199,14 @@ static void load_parent(pl_spot *s)
     if (!s->serving || s->serving_parent == 0 || s->serving_is_rollback ||
         rounds_served(s, s->serving_version) == 0)
         return;
-    const pl_status st = spot_version_load(s, s->serving_parent, &s->gate.parent.e, &err);
+    spot_side *parent = &s->gate.parent;
+    pl_status st = PL_OK;
+    if (!parent->e || parent->version != s->serving_parent) {
+        pl_eagle_free(parent->e);
+        parent->e = NULL;
+        parent->version = s->serving_parent;
+        st = spot_version_load(s, s->serving_parent, &parent->e, &err);
+    }
     if (st != PL_OK)
         pl_log_debug(s->log, "drafter gate: no parent to compare with: %s", err.msg);
     s->gate.has_parent = st == PL_OK;
@@ -179,11 +219,16 @@ static pl_status begin(pl_spot *s, pl_error *err)
 
     if (st == PL_OK)
         st = spot_versions_open(s, err); /* another lead may have published */
+    if (st == PL_OK)
+        st = spot_init_load(s, err);
     if (st != PL_OK)
         return st;
     if (spot_stopped(s))
         return spot_stop(err);
-    if (!choose_windows(s)) {
+    const int is_enough = choose_windows(s);
+    if (spot_stopped(s))
+        return spot_stop(err);
+    if (!is_enough) {
         g->check_us = trained_us(s) + LOOK_AGAIN_US;
         return pl_fail(err, PL_E_TIMEOUT, "drafter gate: too little is held out yet");
     }
@@ -193,6 +238,7 @@ static pl_status begin(pl_spot *s, pl_error *err)
     g->key = key;
     g->newest = s->newest;
     g->serving.e = s->serving;
+    g->serving.version = s->serving_version;
     g->has_serving = s->serving != NULL;
     if (spot_stopped(s))
         return spot_stop(err);
@@ -275,8 +321,10 @@ static pl_status replay_piece(pl_spot *s, spot_side *side, pl_error *err)
 {
     spot_gate *g = &s->gate;
     const int left = g->batch.n - side->n_done, n = left < SPOT_PIECE ? left : SPOT_PIECE;
+    if (pl_eagle_pack_one(side->e))
+        return PL_OK; /* a piece of its own */
     const pl_status st = pl_replay(s->target, side->e, g->batch.windows + side->n_done, n,
-        &gate_replay, s->should_stop, s->stop_ctx, side->rounds + side->n_done, err);
+        &gate_replay, spot_stopped, s, side->rounds + side->n_done, err);
 
     if (st == PL_OK)
         side->n_done += n;
@@ -308,7 +356,7 @@ static pl_status go_on(pl_spot *s, pl_error *err)
         return pl_fail(err, PL_E_TIMEOUT, "drafter gate: its text is of a policy long gone");
     }
     const pl_status st = spot_versions_open(s, err); /* another lead may have published */
-    if (st == PL_OK && g->serving.e != s->serving)
+    if (st == PL_OK && g->serving.version != s->serving_version)
         return pl_fail(err, PL_E_TIMEOUT, "drafter gate: another version serves");
     return st;
 }

@@ -134,12 +134,14 @@ typedef struct spot_checkpoint {
 
 /* Replays of one drafter over the gate's windows. */
 typedef struct spot_side {
-    pl_eagle *e; /* *borrowed*, but the candidate's and the parent's */
-    uint32_t version;
+    pl_eagle *e;              /* *borrowed*, but the candidate's and the parent's */
+    uint32_t version;         /* of the serving one and of its parent */
     pl_replay_window *rounds; /* [room] */
     int n_done;
 } spot_side;
 
+/* The candidate and the parent stay from gate to gate, and go round when a version is published:
+ * fresh memory for one takes a tenth of a second, in which nobody looks at the stop. */
 typedef struct spot_gate {
     int is_on;
     spot_batch batch;
@@ -148,7 +150,6 @@ typedef struct spot_gate {
     spot_side candidate, serving, parent;
     int has_serving, has_parent;
     int64_t step;
-    uint64_t vocab_id;
     uint64_t check_us; /* trained_us at which enough windows are looked for again */
     double cost_s;     /* of the gate that goes on; of the last one, when none does */
 } spot_gate;
@@ -204,10 +205,12 @@ struct pl_spot {
     double waiting_since;          /* 0: not waiting */
     int (*should_stop)(void *ctx); /* of the call */
     void *stop_ctx;
+    int is_stopped; /* it said so */
 };
 
 double spot_now(void); /* seconds, monotonic */
-int spot_stopped(const pl_spot *s);
+/* Is this call to end?  spot: pl_spot *.  Once it is, nobody is asked any more. */
+int spot_stopped(void *spot);
 pl_status spot_stop(pl_error *err); /* PL_E_STOPPED with words */
 void spot_sleep(double seconds);
 
@@ -265,7 +268,9 @@ void spot_change_end(pl_spot *s); /* gives the lock back, flipped or not */
 
 pl_status spot_batch_init(spot_batch *b, const pl_spot *s, int room, pl_error *err);
 void spot_batch_done(spot_batch *b);
-/* Choose windows; b->n may be 0. */
+/* What is chosen next, of those that train or of those that are held out. */
+pl_windows_pick spot_pick_rule(pl_spot *s, int is_held_out);
+/* Choose windows; b->n may be 0, and is less when it is told to stop. */
 void spot_pick(pl_spot *s, spot_batch *b, int is_held_out);
 pl_status spot_step_lead(pl_spot *s, pl_error *err);
 pl_status spot_step_joiner(pl_spot *s, pl_error *err);
@@ -300,6 +305,8 @@ pl_status spot_vocab_change(pl_spot *s, const int32_t *ids, pl_error *err);
 
 /* The newest version on disk, loaded; none: nothing. */
 pl_status spot_versions_open(pl_spot *s, pl_error *err);
+/* With no version there: the drafter that was handed in serves, until a better one is published. */
+pl_status spot_init_load(pl_spot *s, pl_error *err);
 pl_status spot_version_load(pl_spot *s, uint32_t version, pl_eagle **out, pl_error *err);
 /* Begin to write e (*taken*) as the next version; the figures of *what are set. */
 pl_status spot_publish_begin(pl_spot *s, pl_eagle *e, const pl_spot_published *what, pl_error *err);
@@ -312,6 +319,8 @@ int spot_gate_is_due(const pl_spot *s);
 /* Begin, or go on with, a gate: one piece.  PL_E_TIMEOUT: there is too little held out. */
 pl_status spot_gate_work(pl_spot *s, pl_error *err);
 void spot_gate_drop(pl_spot *s);
+/* e (*taken*) serves now; the one that did is its parent. */
+void spot_gate_serve(pl_spot *s, pl_eagle *e, uint32_t version);
 void spot_gate_done(pl_spot *s);
 
 /* ---- spot_checkpoint.c ---- */

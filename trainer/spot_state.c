@@ -333,33 +333,50 @@ pl_status spot_file_open_sound(pl_spot *s, pl_error *err)
 
 /* ---- made ---- */
 
-static void copy_or(float *to, const float *from, const float *otherwise, size_t n)
+/* n elements to where `to` is in the mapping; from NULL: zeros, which a fresh file has.  Written
+ * and not copied: pages that faults bring one by one take several times as long. */
+static pl_status write_array(
+    const spot_file *f, const float *to, const float *from, size_t n, pl_error *err)
 {
-    if (!to)
-        return;
-    if (from || otherwise)
-        memcpy(to, from ? from : otherwise, n * sizeof(float));
-    else
-        memset(to, 0, n * sizeof(float));
+    const unsigned char *p = (const unsigned char *)from;
+    off_t at = to ? (const unsigned char *)to - f->base : 0;
+    size_t left = to && from ? n * sizeof *from : 0;
+
+    while (left > 0) {
+        const ssize_t done = pwrite(f->fd, p, left, at);
+        if (done < 0 && errno == EINTR)
+            continue;
+        if (done <= 0)
+            return pl_fail(
+                err, PL_E_IO, "write the state of a drafter's training: %s", strerror(errno));
+        p += done;
+        at += done;
+        left -= (size_t)done;
+    }
+    return PL_OK;
 }
 
-static void fill_first(spot_file *f, const pl_eagle *e, const pl_eagle_state *from)
+static pl_status fill_first(
+    spot_file *f, const pl_eagle *e, const pl_eagle_state *from, pl_error *err)
 {
     const pl_eagle_state to = spot_half(f, 0, from->step);
+    const float *weights = from->weights ? from->weights : pl_eagle_get_weights(e);
     const size_t n = (size_t)f->head.n_elements;
     spot_record r = {.seq = 1, .step = from->step, .vocab_id = 1};
 
     memcpy(r.measured, from->measured, sizeof r.measured);
     memcpy(f->base, &f->head, sizeof f->head);
     memcpy(spot_vocab(f, 0), pl_eagle_vocab(e), (size_t)f->head.n_vocab * sizeof(int32_t));
-    if (from->weights)
-        memcpy(to.weights, from->weights, n * sizeof(float));
-    else
-        pl_eagle_get_weights(e, to.weights);
-    copy_or(to.m, from->m, NULL, n);
-    copy_or(to.v, from->v, NULL, n);
-    copy_or(to.average, from->average, to.weights, n);
-    write_record(f, 0, r);
+    pl_status st = write_array(f, to.weights, weights, n, err);
+    if (st == PL_OK)
+        st = write_array(f, to.m, from->m, n, err);
+    if (st == PL_OK)
+        st = write_array(f, to.v, from->v, n, err);
+    if (st == PL_OK)
+        st = write_array(f, to.average, from->average ? from->average : weights, n, err);
+    if (st == PL_OK)
+        write_record(f, 0, r);
+    return st;
 }
 
 pl_status spot_file_make(pl_spot *s, const pl_eagle *e, const pl_eagle_state *from, pl_error *err)
@@ -383,11 +400,10 @@ pl_status spot_file_make(pl_spot *s, const pl_eagle *e, const pl_eagle_state *fr
             strerror(code));
     if (st == PL_OK)
         st = map_file(&f, temp, err);
-    if (st == PL_OK) {
-        fill_first(&f, e, from);
-        if (link(temp, s->state_path) != 0 && errno != EEXIST)
-            st = pl_fail(err, PL_E_IO, "make '%s': %s", s->state_path, strerror(errno));
-    }
+    if (st == PL_OK)
+        st = fill_first(&f, e, from, err);
+    if (st == PL_OK && link(temp, s->state_path) != 0 && errno != EEXIST)
+        st = pl_fail(err, PL_E_IO, "make '%s': %s", s->state_path, strerror(errno));
     (void)unlink(temp);
     spot_file_close(&f);
     return st == PL_OK ? spot_file_open(s, err) : st;

@@ -16,7 +16,7 @@
 #include <string.h>
 
 enum {
-    PART = 128 << 10, /* elements of an update between two looks at should_stop */
+    PART = 32 << 10,  /* elements of an update between two looks at should_stop */
     JOINER_POLLS = 20 /* of a millisecond, before a joiner says that nothing is new */
 };
 
@@ -77,13 +77,21 @@ static void convert(const pl_spot *s, spot_batch *b, int i)
     b->uids[i] = w->uid;
 }
 
-void spot_pick(pl_spot *s, spot_batch *b, int is_held_out)
+pl_windows_pick spot_pick_rule(pl_spot *s, int is_held_out)
 {
     const uint64_t mix[3] = {s->o.seed, s->mark, is_held_out ? 0 : ++s->n_picks};
-    const pl_windows_pick p = {.is_held_out = is_held_out,
+
+    return (pl_windows_pick){.is_held_out = is_held_out,
         .newest = s->newest,
         .seed = pl_hash64(mix, sizeof mix),
-        .min_rows = s->o.train.depth + 2};
+        .min_rows = s->o.train.depth + 2,
+        .should_stop = spot_stopped,
+        .stop_ctx = s};
+}
+
+void spot_pick(pl_spot *s, spot_batch *b, int is_held_out)
+{
+    const pl_windows_pick p = spot_pick_rule(s, is_held_out);
     const double t0 = spot_now();
 
     b->n = s->n_views > 0
@@ -97,6 +105,8 @@ void spot_pick(pl_spot *s, spot_batch *b, int is_held_out)
 static pl_status pick_training(pl_spot *s, pl_error *err)
 {
     spot_pick(s, &s->batch, 0);
+    if (spot_stopped(s))
+        return spot_stop(err);
     if (s->batch.n == 0)
         return pl_fail(err, PL_E_TIMEOUT, "drafter training: nothing to train on yet");
     return PL_OK;
@@ -182,7 +192,7 @@ pl_status spot_step_lead(pl_spot *s, pl_error *err)
         return st;
     const double t1 = spot_now();
     spot_joiners_scan(s);
-    st = make_gradients(s, s->should_stop, s->stop_ctx, s->grads, err);
+    st = make_gradients(s, spot_stopped, s, s->grads, err);
     int64_t n_tokens = s->stats.last.n_tokens;
     if (st == PL_OK)
         st = spot_joiners_add(s, s->seq, JOINER_WAIT * (spot_now() - t1), &n_tokens, err);
@@ -207,7 +217,7 @@ pl_status spot_step_lead(pl_spot *s, pl_error *err)
 /* The lead went on without us: what we do is for nothing. */
 static int is_late(void *ctx)
 {
-    const pl_spot *s = ctx;
+    pl_spot *s = ctx;
     spot_record r;
 
     return spot_stopped(s) || spot_valid(&s->file, &r) < 0 || r.seq != s->seq;

@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 enum { NOTE_BYTES = 1 << 16, VERSION_DIGITS = 9 };
 
@@ -63,11 +64,7 @@ pl_status spot_version_load(pl_spot *s, uint32_t version, pl_eagle **out, pl_err
     char path[SPOT_PATH];
     pl_status st = version_dir(s, version, path, err);
 
-    if (st == PL_OK)
-        st = pl_eagle_load(out, s->target, path, err);
-    if (st == PL_OK)
-        pl_eagle_pack(*out);
-    return st;
+    return st == PL_OK ? pl_eagle_load(out, s->target, path, err) : st;
 }
 
 static void read_note(pl_spot *s, uint32_t version)
@@ -101,10 +98,7 @@ pl_status spot_versions_open(pl_spot *s, pl_error *err)
         pl_eagle *e = NULL;
         const pl_status st = spot_version_load(s, version, &e, &cause);
         if (st == PL_OK) {
-            pl_eagle_free(s->serving);
-            s->serving = e;
-            s->serving_version = version;
-            s->gate.has_serving = 0;
+            spot_gate_serve(s, e, version);
             read_note(s, version);
             return PL_OK;
         }
@@ -112,6 +106,16 @@ pl_status spot_versions_open(pl_spot *s, pl_error *err)
             return pl_fail(err, st, "%s", cause.msg);
         pl_log_warn(s->log, "drafter version %u is passed over: %s", (unsigned)version, cause.msg);
     }
+}
+
+pl_status spot_init_load(pl_spot *s, pl_error *err)
+{
+    struct stat info;
+
+    if (s->serving || strcmp(s->init, "random") == 0 || stat(s->init, &info) != 0 ||
+        !S_ISDIR(info.st_mode))
+        return PL_OK;
+    return pl_eagle_load(&s->serving, s->target, s->init, err);
 }
 
 /* ---- publishing ---- */
@@ -232,14 +236,10 @@ pl_status spot_publish_poll(pl_spot *s, int wait, pl_spot_published *out, pl_err
             (unsigned)p->what.version, p->job.err.msg);
         return pl_wrap(err, st, "drafter version %u was not published", (unsigned)p->what.version);
     }
-    pl_eagle_free(s->serving);
-    s->serving = p->e;
+    spot_gate_serve(s, p->e, p->what.version);
     p->e = NULL;
-    s->serving_version = p->what.version;
     s->serving_parent = p->what.parent;
     s->serving_is_rollback = p->what.is_rollback;
-    s->gate.has_serving = 0;
-    s->gate.serving.n_done = 0;
     s->stats.n_published++;
     s->stats.n_rollbacks += p->what.is_rollback;
     *out = p->what;

@@ -10,7 +10,7 @@
 enum {
     DEFAULT_VOCAB = 8192,
     COUNT_MAX = 2048,     /* tokens that are counted before a vocabulary is made, at most */
-    COUNT_PICKS = 4,      /* of the gate's room of windows */
+    COUNT_WINDOWS = 160,  /* that they are counted in, at most */
     REFRESH_COUNT = 1000, /* tokens of the newest policy version that a refresh goes by */
     NEWEST = 4            /* what its tokens weigh, against those of older ones */
 };
@@ -58,32 +58,45 @@ static int32_t *choose_ids(const int64_t *counts, const uint8_t *is_old, int n_t
     return ids;
 }
 
-/* Response tokens of the windows that are there, by id; newest (may be NULL): of the newest policy
- * version. */
-static int64_t count_tokens(pl_spot *s, int64_t *counts, int64_t *newest)
+static int64_t count_window(
+    const pl_feature_window *w, int n_target, int64_t *counts, int64_t *newest)
 {
-    const int n_target = pl_model_arch(s->target)->n_vocab;
-    spot_batch *b = &s->gate.batch;
     int64_t total = 0;
 
-    for (int pick = 0; pick < COUNT_PICKS; pick++) {
-        spot_pick(s, b, 0);
-        for (int i = 0; i < b->n; i++) {
-            const pl_feature_window *w = &b->windows[i];
-            const int is_new = newest && w->policy_version >= s->newest;
-            for (int r = 0; r < w->n; r++)
-                if (w->position + r >= w->n_prompt && w->tokens[r] >= 0 &&
-                    w->tokens[r] < n_target) {
-                    counts[w->tokens[r]]++;
-                    if (is_new)
-                        newest[w->tokens[r]]++;
-                    total++;
-                }
-        }
-        if (b->n < b->room || spot_stopped(s))
-            break;
+    for (int r = 0; r < w->n; r++) {
+        if (w->position + r < w->n_prompt || w->tokens[r] < 0 || w->tokens[r] >= n_target)
+            continue;
+        counts[w->tokens[r]]++;
+        if (newest)
+            newest[w->tokens[r]]++;
+        total++;
     }
     return total;
+}
+
+/* Response tokens of the windows that are there, by id; newest (may be NULL): of the newest policy
+ * version.  Errors: PL_E_NOMEM, PL_E_STOPPED. */
+static pl_status count_tokens(
+    pl_spot *s, int64_t *counts, int64_t *newest, int64_t *total, pl_error *err)
+{
+    const int n_target = pl_model_arch(s->target)->n_vocab;
+    const pl_windows_pick p = spot_pick_rule(s, 0);
+    int32_t *tokens = malloc((size_t)COUNT_WINDOWS * (size_t)s->o.windows.window * sizeof *tokens);
+    pl_feature_window *w = malloc(COUNT_WINDOWS * sizeof *w);
+    pl_status st = PL_OK;
+
+    *total = 0;
+    if (!tokens || !w)
+        st = pl_fail(err, PL_E_NOMEM, "no memory to count the tokens of %d windows", COUNT_WINDOWS);
+    const int n = st == PL_OK && s->n_views > 0
+                      ? pl_windows_read(s->views, s->n_views, &p, tokens, w, COUNT_WINDOWS)
+                      : 0;
+    for (int i = 0; i < n; i++)
+        *total +=
+            count_window(&w[i], n_target, counts, w[i].policy_version >= s->newest ? newest : NULL);
+    free(tokens);
+    free(w);
+    return st == PL_OK && spot_stopped(s) ? spot_stop(err) : st;
 }
 
 /* ---- the first state ---- */
@@ -116,17 +129,15 @@ static pl_status start_random(pl_spot *s, pl_error *err)
         return pl_fail(err, PL_E_NOMEM, "no memory to count %d tokens", n_target);
     n = n < n_target ? n : n_target;
     const int64_t want = n == n_target ? 1 : 2 * n < COUNT_MAX ? 2 * n : COUNT_MAX;
-    const int64_t total = count_tokens(s, counts, NULL);
-    pl_status st;
+    int64_t total;
+    pl_status st = count_tokens(s, counts, NULL, &total, err);
 
-    if (spot_stopped(s))
-        st = spot_stop(err);
-    else if (total < want)
+    if (st == PL_OK && total < want)
         st = pl_fail(err, PL_E_TIMEOUT,
             "drafter training: nothing to train on yet (%" PRId64 " of %" PRId64
             " tokens for a vocabulary)",
             total, want);
-    else
+    if (st == PL_OK)
         st = new_drafter(s, n, counts, err);
     free(counts);
     if (st == PL_OK)
@@ -139,14 +150,19 @@ static pl_status start_from(pl_spot *s, pl_error *err)
 {
     const pl_eagle_state trained = {.step = SPOT_INIT_STEPS};
     struct stat info;
-    pl_eagle *e = NULL;
+    pl_eagle *own = NULL;
 
     if (stat(s->init, &info) == 0 && S_ISREG(info.st_mode))
         return spot_checkpoint_load(s, s->init, err);
-    pl_status st = pl_eagle_load(&e, s->target, s->init, err);
+    pl_status st = spot_init_load(s, err);
+    const int serves = st == PL_OK && s->serving && s->serving_version == 0;
+    if (st == PL_OK && !serves)
+        st = pl_eagle_load(&own, s->target, s->init, err);
+    if (st == PL_OK && spot_stopped(s)) /* what serves is not read again */
+        st = spot_stop(err);
     if (st == PL_OK)
-        st = spot_file_make(s, e, &trained, err);
-    pl_eagle_free(e);
+        st = spot_file_make(s, serves ? s->serving : own, &trained, err);
+    pl_eagle_free(own);
     if (st == PL_OK)
         pl_log_info(s->log, "drafter training begins from '%s'", s->init);
     return st;
@@ -215,9 +231,11 @@ static pl_status refresh(
     pl_spot *s, int64_t *counts, int64_t *newest, uint8_t *is_old, pl_error *err)
 {
     const int n_target = pl_model_arch(s->target)->n_vocab, n = pl_eagle_n_vocab(s->e);
-    int64_t total = 0, missed = 0;
+    int64_t total = 0, missed = 0, n_counted;
+    pl_status st = count_tokens(s, counts, newest, &n_counted, err);
 
-    (void)count_tokens(s, counts, newest);
+    if (st != PL_OK)
+        return st;
     for (int i = 0; i < n; i++)
         is_old[pl_eagle_vocab(s->e)[i]] = 1;
     for (int i = 0; i < n_target; i++) {
@@ -225,7 +243,7 @@ static pl_status refresh(
         missed += !is_old[i] && newest[i] > 1 ? newest[i] : 0;
         counts[i] += (NEWEST - 1) * newest[i];
     }
-    if (total < REFRESH_COUNT || spot_stopped(s))
+    if (total < REFRESH_COUNT)
         return PL_OK;
     s->looked_at = s->newest;
     s->has_looked = 1;
@@ -237,7 +255,7 @@ static pl_status refresh(
     int n_new = 0;
     for (int i = 0; i < n; i++)
         n_new += !is_old[ids[i]];
-    const pl_status st = spot_vocab_change(s, ids, err);
+    st = spot_vocab_change(s, ids, err);
     free(ids);
     if (st == PL_OK)
         pl_log_info(s->log,

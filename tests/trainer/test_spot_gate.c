@@ -29,6 +29,38 @@ static json_t *read_gate(const spot_bed *b, uint32_t version)
     return root;
 }
 
+/* Of a published drafter, read anew, on the last gate's windows. */
+static double replay_tau(const pl_spot *s, const char *dir)
+{
+    const pl_replay_options o = {.steps = 6, .topk = 4, .verify = 16};
+    const spot_batch *b = &s->gate.batch;
+    pl_replay_window *rounds = calloc((size_t)b->n, sizeof *rounds);
+    pl_eagle *e = NULL;
+    pl_error err = {0};
+
+    cr_assert_not_null(rounds);
+    cr_assert_eq(pl_eagle_load(&e, s->target, dir, &err), PL_OK, "%s", err.msg);
+    cr_assert_eq(pl_replay(s->target, e, b->windows, b->n, &o, NULL, NULL, rounds, &err), PL_OK);
+    const double tau = pl_replay_tau(rounds, b->n);
+    pl_eagle_free(e);
+    free(rounds);
+    return tau;
+}
+
+static void expect_weights_of(const spot_bed *b, const pl_eagle *e, uint32_t version)
+{
+    char dir[128];
+    pl_eagle *read = NULL;
+    pl_error err = {0};
+
+    snprintf(dir, sizeof dir, "%s/versions/%u", b->drafter, (unsigned)version);
+    cr_assert_eq(pl_eagle_load(&read, b->m, dir, &err), PL_OK, "%s", err.msg);
+    cr_assert_eq(pl_eagle_n_elements(read), pl_eagle_n_elements(e));
+    cr_expect_arr_eq(pl_eagle_get_weights(e), pl_eagle_get_weights(read),
+        pl_eagle_n_elements(e) * sizeof(float));
+    pl_eagle_free(read);
+}
+
 Test(spot_gate, publishes_what_is_better_than_no_drafting)
 {
     pl_spot_published p;
@@ -59,11 +91,19 @@ Test(spot_gate, publishes_what_is_better_than_no_drafting)
     cr_assert_eq(spot_bed_publish(s, 2000, &p), 2);
     cr_expect_eq(p.parent, 1);
     cr_expect_gt(p.tau, p.tau_parent + p.se);
+    /* Drafters go round: what was judged is what was published, the parent what served. */
+    cr_expect_float_eq(replay_tau(s, p.dir), p.tau, 1e-12);
+    cr_assert_eq(s->gate.parent.version, 1);
+    expect_weights_of(&b, s->gate.parent.e, 1);
+    cr_assert_eq(spot_bed_publish(s, 4000, &p), 3);
+    cr_expect_float_eq(replay_tau(s, p.dir), p.tau, 1e-12);
+    expect_weights_of(&b, s->gate.parent.e, 2);
+    expect_weights_of(&b, s->serving, 3);
     pl_spot_free(s);
     /* Another worker finds it. */
     s = spot_bed_spot(&b, "w1");
-    cr_expect_eq(s->serving_version, 2);
-    cr_expect_eq(s->serving_parent, 1);
+    cr_expect_eq(s->serving_version, 3);
+    cr_expect_eq(s->serving_parent, 2);
     pl_spot_free(s);
     spot_bed_close(&b);
 }
@@ -96,7 +136,7 @@ Test(spot_gate, does_not_publish_what_is_worse)
     begin_anew(&b);
     s = spot_bed_spot(&b, NULL);
     spot_bed_begin(&b, s, 2, 1);
-    cr_expect_eq(spot_bed_publish(s, 60, &p), 0);
+    cr_expect_eq(spot_bed_publish(s, 200, &p), 0);
     pl_spot_get_stats(s, &stats);
     cr_expect_gt(stats.n_gates, 5);
     cr_expect_eq(s->serving_version, 1);
