@@ -40,8 +40,9 @@ typedef struct pl_spot_options {
 
 typedef struct pl_spot pl_spot;
 
-/* *borrows* the target.  Nothing is trained yet.  Errors: PL_E_CONFIG (no state and no init),
- * PL_E_SHAPE (a drafter of another target), PL_E_IO, PL_E_NOMEM. */
+/* *borrows* the target.  Nothing is trained yet, and init is read when it is needed.  Errors:
+ * PL_E_CONFIG (no state and no init), PL_E_SHAPE (a state of another target), PL_E_IO, PL_E_NOMEM.
+ */
 pl_status pl_spot_new(pl_spot **out, const pl_model *target, const pl_spot_options *o,
     const pl_log *log, pl_error *err);
 void pl_spot_free(pl_spot *s);
@@ -75,7 +76,8 @@ typedef struct pl_spot_stats {            /* since pl_spot_begin */
  * between ops.  *published is set (version > 0) when a version was published.
  * Errors: PL_E_STOPPED (what was not finished is dropped), PL_E_TIMEOUT (nothing to do now: ask
  * again later), PL_E_NUMERIC (three bad batches in a row: the session is over), PL_E_PEER (the
- * session is over), PL_E_IO (disk full: training goes on, publishing not). */
+ * session is over), PL_E_IO (disk full: training goes on, publishing not); of reading init:
+ * PL_E_SHAPE (a drafter of another target), PL_E_FORMAT, PL_E_NUMERIC. */
 pl_status pl_spot_work(pl_spot *s, int (*should_stop)(void *ctx), void *ctx,
     pl_spot_published *published, pl_error *err);
 /* Leave the session; the state is as the last finished step left it. */
