@@ -133,12 +133,14 @@ void run_print_step(const run_step_line *l, int with_heading);
 enum { RUN_ARMS = 4 };
 typedef struct run_arm {
     pl_speculate how;
-    double seconds, acceptance; /* acceptance length over all rounds */
+    double seconds;                 /* of all rounds */
+    int64_t n_accepted, n_verified; /* tokens; verify steps */
 } run_arm;
 typedef struct run_comparison {
     int n_samples, n_different; /* samples whose tokens or log-probs differ: 0 by law */
-    int64_t n_tokens;
-    int n_arms; /* the first is PL_SPECULATE_OFF; 0: nothing was compared */
+    int n_rounds;               /* of all arms in turn, as many as about ten seconds an arm hold */
+    int64_t n_tokens;           /* of one round */
+    int n_arms;                 /* the first is PL_SPECULATE_OFF; 0: nothing was compared */
     run_arm arms[RUN_ARMS];
 } run_comparison;
 void run_print_closing(
@@ -213,7 +215,7 @@ void run_drafting_tidy(const char *run_dir);
 typedef enum run_kind {
     RUN_TRAIN,
     RUN_EVAL,
-    RUN_COMPARE /* + pl_speculate */
+    RUN_COMPARE /* + RUN_ARMS * round + pl_speculate */
 } run_kind;
 
 /* What went wrong meanwhile and was mended: no sample is another one for it. */
@@ -351,6 +353,12 @@ double run_length_after_swap(const pl_engine_stats *s);
 /* Of n prompts as many as one way of drafting takes about ten seconds for, by an evaluation just
  * made. */
 int run_comparable(const run_batch *eval, int n);
+/* Roll the same prompts out by each way, which fills *b, without drafting first; again in another
+ * order while there is time.  Tokens and log-probs are compared with the first ones.  Errors: those
+ * of roll, PL_E_NOMEM. */
+pl_status run_compare(run_comparison *c, run_batch *b, int has_learned,
+    pl_status (*roll)(void *ctx, pl_speculate how, int round, pl_error *err), void *ctx,
+    pl_error *err);
 /* One line of metrics.jsonl. */
 pl_status run_record_step(struct run_watch *w, int64_t step, const run_batch *b,
     const pl_step_stats *u, double step_s, int has_learned, pl_error *err);

@@ -228,14 +228,14 @@ static pl_status open_run(run *r, int dry_run, pl_error *err)
 
 /* ---- evaluation ---- */
 
-static uint64_t batch_id(run_kind kind, int64_t step)
+static uint64_t batch_id(int kind, int64_t step)
 {
     return (uint64_t)kind << 32 | (uint64_t)step;
 }
 
 /* n_prompts held-out prompts, the same noise at every call. */
 static pl_status evaluate(
-    run *r, int n_prompts, run_kind kind, pl_speculate how, const char *phase, pl_error *err)
+    run *r, int n_prompts, int kind, pl_speculate how, const char *phase, pl_error *err)
 {
     run_sampling s = run_held_out_sampling(&r->config);
 
@@ -247,8 +247,6 @@ static pl_status evaluate(
     r->eval.n = (int)r->config.rollout.val_n;
     r->eval.first_uid = 0;
     r->eval.id = batch_id(kind, r->state.step);
-    if (kind == RUN_COMPARE)
-        r->eval.id += (uint64_t)how << 32;
     r->eval.watch = r->watch;
     run_watch_phase(r->watch, kind == RUN_EVAL ? PL_PHASE_EVAL : PL_PHASE_COMPARE, &r->eval);
     r->eval.report = &r->report;
@@ -449,39 +447,23 @@ static pl_status run_step(run *r, pl_error *err)
 
 /* ---- closing ---- */
 
-/* Held-out prompts by each way of drafting, outputs compared with those of plain decoding. */
+static pl_status roll_by(void *ctx, pl_speculate how, int round, pl_error *err)
+{
+    run *r = ctx;
+    return evaluate(
+        r, r->eval.n_groups, RUN_COMPARE + RUN_ARMS * round + (int)how, how, "compare", err);
+}
+
+/* Held-out prompts by each way of drafting. */
 static pl_status compare(run *r, run_comparison *c, pl_error *err)
 {
-    static const pl_speculate ways[RUN_ARMS] = {
-        PL_SPECULATE_OFF, PL_SPECULATE_SUFFIX, PL_SPECULATE_FIRST, PL_SPECULATE_ON};
-    const int has_learned = run_has_learned(&r->config);
-    run_batch plain = {0};
-    int n = (int)r->config.trainer.compare_prompts;
-    pl_status st = PL_OK;
+    const int n = (int)r->config.trainer.compare_prompts;
 
     memset(c, 0, sizeof *c);
     if (!r->data.val || n == 0 || !r->config.speculative.enable)
         return PL_OK;
-    n = run_comparable(&r->eval, n);
-    for (int k = 0; k < RUN_ARMS && st == PL_OK; k++) {
-        if (!has_learned && (ways[k] == PL_SPECULATE_SUFFIX || ways[k] == PL_SPECULATE_FIRST))
-            continue;
-        st = evaluate(r, n, RUN_COMPARE, ways[k], "compare", err);
-        if (st != PL_OK)
-            break;
-        c->arms[c->n_arms++] =
-            (run_arm){ways[k], r->eval.seconds, run_acceptance_length(&r->eval.stats)};
-        if (k == 0) {
-            plain = r->eval;
-            memset(&r->eval, 0, sizeof r->eval);
-            c->n_samples = n * plain.n;
-            c->n_tokens = plain.n_tokens;
-            continue;
-        }
-        c->n_different += run_batch_differ(&plain, &r->eval);
-    }
-    run_batch_done(&plain);
-    return st;
+    r->eval.n_groups = run_comparable(&r->eval, n);
+    return run_compare(c, &r->eval, run_has_learned(&r->config), roll_by, r, err);
 }
 
 static pl_status finish_run(run *r, pl_error *err)

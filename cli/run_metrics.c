@@ -5,8 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define COMPARE_S 10.0
-
 static int by_length(const void *a, const void *b)
 {
     const int x = *(const int *)a, y = *(const int *)b;
@@ -114,16 +112,6 @@ double run_rollout_rate(const run_batch *b)
 double run_drafted_length(const pl_engine_stats *s)
 {
     return ratio(s->n_drafted_emitted, s->n_drafted_steps);
-}
-
-int run_comparable(const run_batch *eval, int n)
-{
-    const double each = eval->seconds / eval->n_groups, most = COMPARE_S;
-
-    n = n < eval->n_groups ? n : eval->n_groups;
-    if (each * n > most)
-        n = (int)(most / each);
-    return n > 1 ? n : 1;
 }
 
 double run_length_before_swap(const pl_engine_stats *s)

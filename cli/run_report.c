@@ -116,18 +116,22 @@ static void print_arms(const run_comparison *c)
 {
     static const char *const plain[] = {
         "without speculation", "with speculation", "suffix drafter alone", "first learned drafter"};
-    const double off = (double)c->n_tokens / c->arms[0].seconds;
+    const double n = (double)c->n_tokens * c->n_rounds, off = n / c->arms[0].seconds;
 
-    printf("  rollout tokens/s, held-out samples: %d\n", c->n_samples);
+    printf("  rollout tokens/s, held-out samples: %d", c->n_samples);
+    if (c->n_rounds > 1)
+        printf(", %d times by each way, in turn", c->n_rounds);
+    printf("\n");
     printf("    %-32s %8.1f\n", plain[PL_SPECULATE_OFF], off);
     for (int k = 1; k < c->n_arms; k++) {
         const run_arm *a = &c->arms[k];
         const char *name = a->how == PL_SPECULATE_ON && c->n_arms == RUN_ARMS
                                ? "newest learned drafter"
                                : plain[a->how];
-        printf("    %-32s %8.1f  (x %.2f, acceptance length %.2f)\n", name,
-            (double)c->n_tokens / a->seconds, (double)c->n_tokens / a->seconds / off,
-            a->acceptance);
+        const double length =
+            a->n_verified > 0 ? 1 + (double)a->n_accepted / (double)a->n_verified : 1;
+        printf("    %-32s %8.1f  (x %.2f, acceptance length %.2f)\n", name, n / a->seconds,
+            n / a->seconds / off, length);
     }
     if (c->n_different == 0)
         printf("    %-32s %s\n", "tokens and log-probs", "compared: same bits in every sample");
