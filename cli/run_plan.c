@@ -25,11 +25,11 @@ static size_t memory_available(void)
 }
 
 /* Of one engine: who serves, and where it is trained the training's state, gradients and
- * activations, copies for the gate, and the mapped buffer of what is recorded: its pages can be
+ * activations, drafters for the gate, and the mapped buffer of what is recorded: its pages can be
  * written out, but on a machine that is full they come and go at the pace of the disk. */
 static size_t drafter_bytes(const run_config *c, const pl_arch *a, int n_threads)
 {
-    enum { GATE_COPIES = 3 };
+    enum { GATE_COPIES = 4 };
     pl_eagle_train_options o;
 
     if (!run_has_learned(c))

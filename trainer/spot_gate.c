@@ -219,10 +219,13 @@ static pl_status begin(pl_spot *s, pl_error *err)
 
     if (st == PL_OK)
         st = spot_versions_open(s, err); /* another lead may have published */
-    if (st == PL_OK)
-        st = spot_init_load(s, err);
     if (st != PL_OK)
         return st;
+    st = spot_init_load(s, err);
+    if (st != PL_OK) { /* without it nothing can be weighed; training goes on meanwhile */
+        g->check_us = trained_us(s) + LOOK_AGAIN_US;
+        return st;
+    }
     if (spot_stopped(s))
         return spot_stop(err);
     const int is_enough = choose_windows(s);
@@ -247,7 +250,8 @@ static pl_status begin(pl_spot *s, pl_error *err)
         return st;
     g->is_on = 1;
     g->cost_s = 0;
-    if (spot_stopped(s)) /* the parent may be looked at another time */
+    const int is_at_hand = g->parent.e && g->parent.version == s->serving_parent;
+    if (!is_at_hand && spot_stopped(s)) /* the parent may be looked at another time */
         return spot_stop(err);
     load_parent(s);
     return PL_OK;

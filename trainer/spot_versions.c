@@ -7,6 +7,7 @@
 #include "trainer/spot_internal.h"
 
 #include <dirent.h>
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -112,10 +113,14 @@ pl_status spot_init_load(pl_spot *s, pl_error *err)
 {
     struct stat info;
 
-    if (s->serving || strcmp(s->init, "random") == 0 || stat(s->init, &info) != 0 ||
-        !S_ISDIR(info.st_mode))
+    if (s->serving || s->init[0] == '\0' || strcmp(s->init, "random") == 0)
         return PL_OK;
-    return pl_eagle_load(&s->serving, s->target, s->init, err);
+    if (stat(s->init, &info) != 0) /* it was there when the trainer was made, and may be again */
+        return pl_fail(err, PL_E_IO, "the drafter '%s': %s", s->init, strerror(errno));
+    if (!S_ISDIR(info.st_mode))
+        return PL_OK; /* a checkpoint */
+    const pl_status st = pl_eagle_load(&s->serving, s->target, s->init, err);
+    return st == PL_E_NOENT ? pl_wrap(err, PL_E_IO, "what the run began with") : st;
 }
 
 /* ---- publishing ---- */

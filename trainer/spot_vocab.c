@@ -158,7 +158,7 @@ static pl_status start_from(pl_spot *s, pl_error *err)
     const int serves = st == PL_OK && s->serving && s->serving_version == 0;
     if (st == PL_OK && !serves)
         st = pl_eagle_load(&own, s->target, s->init, err);
-    if (st == PL_OK && spot_stopped(s)) /* what serves is not read again */
+    if (st == PL_OK && serves && spot_stopped(s)) /* it is not read again */
         st = spot_stop(err);
     if (st == PL_OK)
         st = spot_file_make(s, serves ? s->serving : own, &trained, err);

@@ -258,7 +258,7 @@ int windows_copy(const pl_windows *b, int i, uint64_t serial, void *storage, pl_
     load_words(slot + WINDOWS_HEAD / 8, tokens, n * sizeof *tokens);
     load_words(slot + s->features / 8, features, n_hidden * PL_FEATURE_LAYERS * sizeof *features);
     load_words(slot + s->hidden / 8, hidden, n_hidden * sizeof *hidden);
-    if (!stood_still(slot, sequence) ||
+    if (!stood_still(slot, sequence) || pl_crc32c(0, tokens, n * sizeof *tokens) != f.tokens ||
         windows_hash(tokens, features, hidden, f.n, s->row) != f.hash ||
         !are_tokens(tokens, f.n, b->n_vocab) ||
         !windows_is_finite(features, n_hidden * PL_FEATURE_LAYERS) ||

@@ -108,6 +108,113 @@ Test(spot_gate, publishes_what_is_better_than_no_drafting)
     spot_bed_close(&b);
 }
 
+/* Version `version` of random weights, as if it had been published after `parent`. */
+static void plant_bad(const spot_bed *b, uint32_t version, uint32_t parent)
+{
+    const pl_eagle_options o = {.n_vocab = b->o.n_vocab, .seed = 1234};
+    char dir[128], path[160], note[128];
+    pl_eagle *e = NULL;
+    pl_error err = {0};
+
+    snprintf(dir, sizeof dir, "%s/versions/%u", b->drafter, (unsigned)version);
+    cr_assert_eq(pl_eagle_new(&e, b->m, &o, &err), PL_OK, "%s", err.msg);
+    cr_assert_eq(pl_eagle_save(e, dir, &err), PL_OK, "%s", err.msg);
+    pl_eagle_free(e);
+    snprintf(path, sizeof path, "%s/gate.json", dir);
+    const int n = snprintf(note, sizeof note, "{\"version\": %u, \"parent\": %u}",
+        (unsigned)version, (unsigned)parent);
+    cr_assert_eq(pl_file_write(path, note, (size_t)n, &err), PL_OK);
+}
+
+/* A trained drafter at dir, and a spot trainer in drafter/ that is to begin from it. */
+static pl_spot *begin_from(spot_bed *b, const char *dir)
+{
+    pl_error err = {0};
+    char other[128];
+
+    b->o.gate_s = 0;
+    pl_spot *s = spot_bed_spot(b, NULL);
+    spot_bed_begin(b, s, 1, 1);
+    spot_bed_work(s, 20);
+    cr_assert_eq(pl_dir_make(dir, &err), PL_OK, "%s", err.msg);
+    cr_assert_eq(pl_eagle_save(s->e, dir, &err), PL_OK, "%s", err.msg);
+    pl_spot_free(s);
+    snprintf(other, sizeof other, "%s.2", b->drafter);
+    cr_assert_eq(pl_dir_make(other, &err), PL_OK);
+    b->o.dir = other;
+    b->o.init = dir;
+    s = spot_bed_spot(b, NULL);
+    b->o.dir = b->drafter;
+    return s;
+}
+
+Test(spot_gate, without_what_the_run_began_with_trains_and_publishes_nothing)
+{
+    pl_spot_published p;
+    pl_spot_stats stats;
+    pl_error err = {0};
+    char dir[128], away[128];
+    int n_lost = 0;
+    spot_bed b;
+
+    spot_bed_open(&b);
+    spot_bed_fill(&b, 1, 33);
+    snprintf(dir, sizeof dir, "%s/handed-in", b.dir);
+    snprintf(away, sizeof away, "%s/away", b.dir);
+    pl_spot *s = begin_from(&b, dir);
+    spot_bed_begin(&b, s, 1, 1);
+    spot_bed_work(s, 1);
+    pl_eagle_free(s->serving); /* as after a restart: there is a state, and nothing was published */
+    s->serving = NULL;
+    cr_assert_eq(rename(dir, away), 0);
+    for (int i = 0; i < 60; i++) {
+        const pl_status st = pl_spot_work(s, NULL, NULL, &p, &err);
+        cr_assert(st == PL_OK || st == PL_E_IO, "%s", err.msg);
+        cr_assert_eq(p.version, 0, "it beat nothing");
+        n_lost += st == PL_E_IO;
+    }
+    pl_spot_get_stats(s, &stats);
+    cr_expect_gt(n_lost, 0);
+    cr_expect_gt(stats.n_steps, 30, "%d steps", (int)stats.n_steps);
+    cr_expect_eq(stats.n_gates, 0);
+    cr_assert_eq(rename(away, dir), 0); /* back again */
+    s->gate.check_us = 0;
+    for (int i = 0; i < 60; i++)
+        cr_assert_eq(pl_spot_work(s, NULL, NULL, &p, &err), PL_OK, "%s", err.msg);
+    pl_spot_get_stats(s, &stats);
+    cr_expect_gt(stats.n_gates, 0);
+    pl_spot_free(s);
+    spot_bed_close(&b);
+}
+
+static int stop_at_second(void *ctx)
+{
+    return ++*(int *)ctx >= 2;
+}
+
+Test(spot_gate, a_state_begins_in_a_session_that_is_stopped_while_init_is_read)
+{
+    pl_spot_published p;
+    char dir[128];
+    spot_bed b;
+
+    spot_bed_open(&b);
+    spot_bed_fill(&b, 1, 33);
+    snprintf(dir, sizeof dir, "%s/handed-in", b.dir);
+    pl_spot *s = begin_from(&b, dir);
+    cr_assert_lt(strlen(s->dir), sizeof b.drafter);
+    memcpy(b.drafter, s->dir, strlen(s->dir) + 1);
+    plant_bad(&b, 1, 0); /* a version serves, so what init says is read for the state alone */
+    cr_assert_eq(spot_versions_open(s, NULL), PL_OK);
+    cr_assert_eq(s->serving_version, 1);
+    spot_bed_begin(&b, s, 1, 1);
+    int n = 0;
+    cr_expect_eq(pl_spot_work(s, stop_at_second, &n, &p, NULL), PL_E_STOPPED);
+    cr_expect_geq(s->file.fd, 0, "it would be read again and again");
+    pl_spot_free(s);
+    spot_bed_close(&b);
+}
+
 /* A state of random weights, and training that does not help. */
 static void begin_anew(spot_bed *b)
 {
@@ -162,24 +269,6 @@ Test(spot_gate, waits_until_enough_is_held_out)
     cr_expect_eq(stats.n_steps, 20);
     pl_spot_free(s);
     spot_bed_close(&b);
-}
-
-/* Version `version` of random weights, as if it had been published after `parent`. */
-static void plant_bad(const spot_bed *b, uint32_t version, uint32_t parent)
-{
-    const pl_eagle_options o = {.n_vocab = b->o.n_vocab, .seed = 1234};
-    char dir[128], path[160], note[128];
-    pl_eagle *e = NULL;
-    pl_error err = {0};
-
-    snprintf(dir, sizeof dir, "%s/versions/%u", b->drafter, (unsigned)version);
-    cr_assert_eq(pl_eagle_new(&e, b->m, &o, &err), PL_OK, "%s", err.msg);
-    cr_assert_eq(pl_eagle_save(e, dir, &err), PL_OK, "%s", err.msg);
-    pl_eagle_free(e);
-    snprintf(path, sizeof path, "%s/gate.json", dir);
-    const int n = snprintf(note, sizeof note, "{\"version\": %u, \"parent\": %u}",
-        (unsigned)version, (unsigned)parent);
-    cr_assert_eq(pl_file_write(path, note, (size_t)n, &err), PL_OK);
 }
 
 typedef struct stopper {
