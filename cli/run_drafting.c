@@ -40,7 +40,7 @@ struct run_drafting {
     uint32_t version;
     pl_eagle *held; /* until no sample runs: of another vocabulary; NULL: none */
     uint32_t held_version;
-    pl_eagle *first;       /* in service instead, for comparisons; NULL else */
+    pl_eagle *first;       /* in service instead in comparisons; NULL before the first of them */
     int is_exchanged;      /* the engine does not draft with serving now */
     run_draft_figures sum; /* of sessions that have ended */
     int64_t n_served;      /* of the engine's count of learned rounds, told to the spot trainer */
@@ -256,14 +256,9 @@ void run_drafting_speculate(run_drafting *d, uint32_t how)
                                                      : d->serving;
     if (pl_engine_set_drafter(d->engine, e, &err) != PL_OK) {
         pl_log_warn(d->log, "%s", err.msg);
-        (void)pl_engine_set_drafter(
-            d->engine, NULL, &err); /* what it has is freed below, or soon */
+        (void)pl_engine_set_drafter(d->engine, NULL, &err); /* what it has is freed soon */
     }
     d->is_exchanged = is_exchanged;
-    if (how == PL_SPECULATE_FIRST)
-        return;
-    pl_eagle_free(d->first);
-    d->first = NULL;
 }
 
 static pl_status serve_what_is_there(run_drafting *d, pl_error *err)

@@ -156,7 +156,6 @@ static void tell_costs(run_batch *b)
 static pl_status collect(void *self, run_batch *b, const run_sampling *s, pl_error *err)
 {
     local *l = self;
-    const double t0 = run_seconds();
     int is_waiting = 0;
 
     pl_status st = run_batch_begin(b, err);
@@ -174,6 +173,7 @@ static pl_status collect(void *self, run_batch *b, const run_sampling *s, pl_err
     }
     pl_engine_reset_stats(l->engine);
     run_progress(b->report, b->phase, 0, "");
+    const double t0 = run_seconds();
     st = submit(b, l->engine, s, err);
     if (st == PL_OK)
         st = pl_engine_run(l->engine, on_tokens, l, err);
