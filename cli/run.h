@@ -133,8 +133,8 @@ void run_print_step(const run_step_line *l, int with_heading);
 enum { RUN_ARMS = 4 };
 typedef struct run_arm {
     pl_speculate how;
-    double seconds;                 /* of all rounds */
-    int64_t n_accepted, n_verified; /* tokens; verify steps */
+    double seconds;        /* of all rounds, as the figures of */
+    pl_engine_stats stats; /* accepted tokens and verify steps; the rest is zero */
 } run_arm;
 typedef struct run_comparison {
     int n_samples, n_different; /* samples whose tokens or log-probs differ: 0 by law */

@@ -29,8 +29,8 @@ static int is_time_left(const run_comparison *c)
 static void add(run_comparison *c, run_arm *a, run_batch *b, run_batch *plain)
 {
     a->seconds += b->seconds;
-    a->n_accepted += b->stats.n_accepted;
-    a->n_verified += b->stats.n_verify_steps;
+    a->stats.n_accepted += b->stats.n_accepted;
+    a->stats.n_verify_steps += b->stats.n_verify_steps;
     if (plain->n == 0) { /* the very first is what the others are held against */
         *plain = *b;
         memset(b, 0, sizeof *b);

@@ -128,10 +128,8 @@ static void print_arms(const run_comparison *c)
         const char *name = a->how == PL_SPECULATE_ON && c->n_arms == RUN_ARMS
                                ? "newest learned drafter"
                                : plain[a->how];
-        const double length =
-            a->n_verified > 0 ? 1 + (double)a->n_accepted / (double)a->n_verified : 1;
         printf("    %-32s %8.1f  (x %.2f, acceptance length %.2f)\n", name, n / a->seconds,
-            n / a->seconds / off, length);
+            n / a->seconds / off, run_acceptance_length(&a->stats));
     }
     if (c->n_different == 0)
         printf("    %-32s %s\n", "tokens and log-probs", "compared: same bits in every sample");
@@ -149,8 +147,8 @@ void run_print_closing(
     else if (!isnan(after))
         printf("  %-34s %8.3f\n", "held-out reward", after);
     if (all->n_verify_steps > 0)
-        printf("  %-34s %8.2f\n", "acceptance length, training rollouts",
-            1.0 + (double)all->n_accepted / (double)all->n_verify_steps);
+        printf(
+            "  %-34s %8.2f\n", "acceptance length, training rollouts", run_acceptance_length(all));
     if (c->n_arms > 0)
         print_arms(c);
     fflush(stdout);
