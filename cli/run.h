@@ -137,7 +137,8 @@ typedef struct run_arm {
     pl_engine_stats stats; /* accepted tokens and verify steps; the rest is zero */
 } run_arm;
 typedef struct run_comparison {
-    int n_samples, n_different; /* samples whose tokens or log-probs differ: 0 by law */
+    int n_samples, n_different; /* samples whose tokens or log-probs differ in the worst of the
+                                   rollouts: 0 by law */
     int n_rounds;               /* of all arms in turn, as many as about ten seconds an arm hold */
     int64_t n_tokens;           /* of one round */
     int n_arms;                 /* the first is PL_SPECULATE_OFF; 0: nothing was compared */

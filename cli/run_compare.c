@@ -39,7 +39,8 @@ static void add(run_comparison *c, run_arm *a, run_batch *b, run_batch *plain)
         c->n_tokens = plain->n_tokens;
         return;
     }
-    c->n_different += run_batch_differ(plain, b);
+    const int n = run_batch_differ(plain, b);
+    c->n_different = n > c->n_different ? n : c->n_different;
 }
 
 pl_status run_compare(run_comparison *c, run_batch *b, int has_learned,
