@@ -42,8 +42,8 @@ struct run_drafting {
     uint32_t held_version;
     pl_eagle *first;       /* in service instead in comparisons; NULL before the first of them */
     int is_exchanged;      /* the engine does not draft with serving now */
+    int is_off;            /* it does not draft at all */
     run_draft_figures sum; /* of sessions that have ended */
-    int64_t n_served;      /* of the engine's count of learned rounds, told to the spot trainer */
     double saved_at;
 };
 
@@ -57,8 +57,10 @@ static uint64_t target_of(const pl_arch *a)
 static void on_window(void *ctx, const pl_feature_window *w)
 {
     run_drafting *d = ctx;
+    pl_feature_window named = *w;
     pl_error err = {0};
-    if (pl_windows_put(d->windows, w, &err) != PL_OK && d->n_refused++ < 3)
+    named.drafter = d->is_exchanged || d->is_off ? 0 : d->version;
+    if (pl_windows_put(d->windows, &named, &err) != PL_OK && d->n_refused++ < 3)
         pl_log_warn(d->log, "event=window_refused %s", err.msg);
 }
 
@@ -162,18 +164,6 @@ pl_status run_drafting_check(const run_config *c, const pl_model *m, pl_error *e
     return st == PL_OK ? st : pl_wrap(err, st, "speculative.drafter.init");
 }
 
-/* Rounds in which the serving version drafted, since they were last told: without any it is not
- * asked whether to take it back. */
-static void tell_served(run_drafting *d)
-{
-    pl_engine_stats e;
-
-    pl_engine_get_stats(d->engine, &e);
-    if (d->spot && !d->is_exchanged && e.n_reached[0] > d->n_served)
-        pl_spot_served(d->spot, d->version, e.n_reached[0] - d->n_served);
-    d->n_served = e.n_reached[0];
-}
-
 int run_drafting_holds(const run_drafting *d, uint32_t version)
 {
     return d->held && d->held_version == version;
@@ -207,7 +197,6 @@ pl_status run_drafting_serve(run_drafting *d, const char *dir, uint32_t version,
         pl_eagle_free(fresh);
         return st;
     }
-    tell_served(d);
     pl_eagle_free(d->serving);
     d->serving = fresh;
     if (version != d->version)
@@ -245,8 +234,8 @@ void run_drafting_speculate(run_drafting *d, uint32_t how)
     pl_error err = {0};
     const int is_exchanged = how == PL_SPECULATE_SUFFIX || how == PL_SPECULATE_FIRST;
 
-    tell_served(d);
-    pl_engine_set_speculative(d->engine, how != PL_SPECULATE_OFF);
+    d->is_off = how == PL_SPECULATE_OFF;
+    pl_engine_set_speculative(d->engine, !d->is_off);
     if (!is_exchanged && !d->is_exchanged)
         return;
     if (how == PL_SPECULATE_FIRST && !d->first)
@@ -397,10 +386,8 @@ static pl_status begin(run_drafting *d, const run_session *s, pl_error *err)
         p += len + (p[len] == '\n');
     }
     pl_status st = d->spot ? PL_OK : make_spot(d, err);
-    if (st == PL_OK) {
-        tell_served(d);
+    if (st == PL_OK)
         st = pl_spot_begin(d->spot, s->id, s->is_lead, list, n, s->policy_version, err);
-    }
     if (st == PL_OK) {
         d->session = s->id;
         d->is_in_session = 1;
@@ -503,7 +490,5 @@ void run_drafting_figures(const run_drafting *d, run_draft_figures *out)
 void run_drafting_reset(run_drafting *d)
 {
     run_drafting_end(d);
-    tell_served(d);
-    d->n_served = 0;
     memset(&d->sum, 0, sizeof d->sum);
 }

@@ -67,8 +67,9 @@ static void begin_window(replay *r, lane *x)
     while (r->next < r->n_windows) {
         const int i = r->next++;
         const pl_feature_window *w = &r->w[i];
-        const int first = w->n_prompt - w->position;
-        x->pending = first < 1 ? 1 : first;
+        const int first = w->n_prompt - w->position, served = r->o->is_served ? w->served_from : 0;
+        x->pending = first > 1 ? first : 1;
+        x->pending = served > x->pending ? served : x->pending;
         if (!has_round(r, x, w))
             continue;
         x->window = i;

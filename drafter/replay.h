@@ -10,6 +10,7 @@
 typedef struct pl_replay_options {
     int steps, topk, verify; /* levels, children of a row, rows of a tree with its root */
     int batch;               /* windows side by side; 0: 16 */
+    int is_served;           /* only rounds from a window's served_from on */
 } pl_replay_options;
 
 typedef struct pl_replay_window {

@@ -36,11 +36,14 @@ typedef struct pl_feature_window {
     uint32_t purpose;
     float temperature, top_p, min_p;
     int top_k;
-    int n_prompt;   /* tokens of the sample's prompt */
-    int max_tokens; /* of its response; 0: not known */
-    int position; /* of row 0 in the sample, the prompt counted */
-    int n;        /* rows */
-    int is_last;  /* the response ends in this window */
+    int n_prompt;     /* tokens of the sample's prompt */
+    int max_tokens;   /* of its response; 0: not known */
+    int position;     /* of row 0 in the sample, the prompt counted */
+    int n;            /* rows */
+    int is_last;      /* the response ends in this window */
+    int served_from;  /* first row of the rounds that the learned drafter in service was there for
+                         (n: it was there for none) ... */
+    uint32_t drafter; /* ... and its version; 0: none, or not known */
     const int32_t *tokens;    /* [n] */
     const uint16_t *features; /* [n][PL_FEATURE_LAYERS][pad32(C)] bf16 */
     const uint16_t *hidden;   /* [n][pad32(C)] bf16: the final normed hidden state */

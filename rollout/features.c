@@ -158,6 +158,14 @@ static void settle_response(
         feed(e, s->place, position, tokens, i_row, n);
 }
 
+/* Tokens that were drawn before, here or elsewhere. */
+static void settle_known(
+    pl_engine *e, sequence *s, int position, const int32_t *tokens, size_t i_row, int n)
+{
+    settle_response(e, s, position, tokens, i_row, n);
+    windows_serve(s);
+}
+
 /* The accepted path, in pieces of rows that follow one another. */
 static void settle_draft(pl_engine *e, const work *w, size_t i_row)
 {
@@ -187,7 +195,7 @@ void features_settle(pl_engine *e, const plan *p)
         else if (seg->kv == &w->s->group->kv)
             settle_prompt(e, w->s->group, position, i_row, seg->n_rows);
         else
-            settle_response(e, w->s, position, seg->tokens, i_row, seg->n_rows);
+            settle_known(e, w->s, position, seg->tokens, i_row, seg->n_rows);
         i_row += (size_t)seg->n_rows;
     }
 }
@@ -215,6 +223,8 @@ pl_status pl_engine_set_drafter(pl_engine *e, const pl_eagle *drafter, pl_error 
     if (st != PL_OK)
         return pl_wrap(err, st, "engine");
     e->eagle = drafter;
+    for (int i = 0; i < e->n_running; i++)
+        windows_serve(e->running[i]);
     e->stats.n_swaps++;
     e->stats.n_before_steps = e->stats.n_drafted_steps;
     e->stats.n_before_emitted = e->stats.n_drafted_emitted;

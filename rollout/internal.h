@@ -44,6 +44,7 @@ void store_done(suffix_store *s);
 /* Consecutive positions of one sample (or of a prompt's end) and what the target computed there. */
 typedef struct recorder {
     int position, n;    /* of row 0; rows */
+    int served_from;    /* first row of the rounds of the drafter in service */
     int32_t *tokens;    /* [room] */
     uint16_t *features; /* [room][PL_FEATURE_LAYERS][cp] */
     uint16_t *hidden;   /* [room][cp] */
@@ -241,6 +242,8 @@ void windows_done(pl_engine *e);
 void windows_take(
     pl_engine *e, sequence *s, int position, const int32_t *tokens, size_t i_row, int n);
 void windows_take_prompt(pl_engine *e, group *g, int position, size_t i_row, int n);
+/* The drafter in service is there from the next round on. */
+void windows_serve(sequence *s);
 /* All of a round was taken: hand over what is full, or all when the sample is done. */
 void windows_settle(pl_engine *e, sequence *s);
 

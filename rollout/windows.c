@@ -141,6 +141,7 @@ static void hand_over(pl_engine *e, sequence *s, int is_last)
         .position = r->position,
         .n = r->n,
         .is_last = is_last,
+        .served_from = r->served_from,
         .tokens = r->tokens,
         .features = r->features,
         .hidden = r->hidden};
@@ -148,7 +149,13 @@ static void hand_over(pl_engine *e, sequence *s, int is_last)
     if (r->n > 0)
         e->windows.fn(e->windows.ctx, &w);
     r->position = s->recorded;
-    r->n = 0;
+    r->n = r->served_from = 0;
+}
+
+void windows_serve(sequence *s)
+{
+    if (s->rec)
+        s->rec->served_from = s->rec->n;
 }
 
 void windows_take(
@@ -239,6 +246,7 @@ void windows_open(pl_engine *e, sequence *s)
     r->n = 0;
     s->rec = r;
     begin_with_lead(e, s);
+    windows_serve(s);
 }
 
 void windows_close(pl_engine *e, sequence *s)

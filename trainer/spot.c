@@ -109,8 +109,9 @@ static pl_status make_room(pl_spot *s, pl_error *err)
         return st;
     g->candidate.rounds = calloc((size_t)n, sizeof *g->candidate.rounds);
     g->serving.rounds = calloc((size_t)n, sizeof *g->serving.rounds);
+    g->served.rounds = calloc((size_t)n, sizeof *g->served.rounds);
     g->parent.rounds = calloc((size_t)n, sizeof *g->parent.rounds);
-    if (!g->candidate.rounds || !g->serving.rounds || !g->parent.rounds)
+    if (!g->candidate.rounds || !g->serving.rounds || !g->served.rounds || !g->parent.rounds)
         return pl_fail(err, PL_E_NOMEM, "drafter training: no memory for a gate");
     return PL_OK;
 }
@@ -393,20 +394,4 @@ pl_status pl_spot_work(pl_spot *s, int (*should_stop)(void *ctx), void *ctx,
 void pl_spot_get_stats(const pl_spot *s, pl_spot_stats *out)
 {
     *out = s->stats;
-}
-
-void pl_spot_served(pl_spot *s, uint32_t version, int64_t n_rounds)
-{
-    int at = 0;
-
-    for (int i = 0; i < s->n_served; i++) {
-        if (s->served[i].version == version) {
-            s->served[i].n_rounds += n_rounds;
-            return;
-        }
-        at = s->served[i].version < s->served[at].version ? i : at;
-    }
-    if (s->n_served < SPOT_SERVED)
-        at = s->n_served++;
-    s->served[at] = (spot_served){version, n_rounds};
 }

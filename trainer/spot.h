@@ -10,7 +10,8 @@
  *
  * A version is published when the gate says so: its exact replay (drafter/replay.h, fixed:6_4_16)
  * on held-out windows is better than the serving one's by more than one standard error.  It is
- * taken back when it has drafted and its parent replays better by two on the same windows. */
+ * taken back when its parent replays better by two on the rounds that it served, whatever sample
+ * they are of. */
 #ifndef PL_TRAINER_SPOT_H
 #define PL_TRAINER_SPOT_H
 
@@ -83,8 +84,6 @@ pl_status pl_spot_work(pl_spot *s, int (*should_stop)(void *ctx), void *ctx,
 /* Leave the session; the state is as the last finished step left it. */
 void pl_spot_end(pl_spot *s);
 void pl_spot_get_stats(const pl_spot *s, pl_spot_stats *out);
-/* A version drafted in n_rounds rounds more: one that never did is not taken back. */
-void pl_spot_served(pl_spot *s, uint32_t version, int64_t n_rounds);
 
 /* Selective checkpoint, off the training path: the state is copied, a thread writes it to path.
  * Waits for the one before.  Errors: of the one before (PL_E_IO), PL_E_NOENT (nothing to save yet).

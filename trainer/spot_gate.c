@@ -3,13 +3,18 @@
  * Exact replays (drafter/replay.h) on held-out windows, a few windows at a time: each piece that is
  * done stays done when the device is taken away in the next one.
  *
- *     due --(enough held out)--> candidate copied --(pieces of serving, parent, candidate)-->
- * verdict
+ *     due --(it served enough)--> pieces of serving, parent --> verdict on the serving one
+ *      |                                                         | it stays
+ *      +--(enough held out)--> candidate copied <----------------+
+ *                                   |
+ *                                   +--> pieces of serving, candidate --> verdict on the candidate
  *
- *   better than the serving one by more than one standard error, paired    published
- *   the serving one's parent is better than it by two                     the parent's weights
- *                                                                          under a new number
- * With none in service the candidate is held against a token a round: no drafting. */
+ *   the serving one's parent is better than it by two standard errors,     the parent's weights
+ *     paired, on the rounds that it served                                  under a new number
+ *   the candidate is better than it by more than one, on what is held out  published
+ * The rounds that a version served came after it was trained, so they need not be held out.  It is
+ * weighed once a policy version.  With none in service the candidate is held against a token a
+ * round: no drafting. */
 #include "core/file.h"
 #include "trainer/spot_internal.h"
 
@@ -59,8 +64,7 @@ void spot_gate_drop(pl_spot *s)
     spot_gate *g = &s->gate;
 
     g->candidate.n_done = g->parent.n_done = 0;
-    g->has_parent = 0;
-    g->is_on = 0;
+    g->is_on = g->is_back = 0;
 }
 
 void spot_gate_done(pl_spot *s)
@@ -73,6 +77,7 @@ void spot_gate_done(pl_spot *s)
     spot_batch_done(&g->batch);
     free(g->candidate.rounds);
     free(g->serving.rounds);
+    free(g->served.rounds);
     free(g->parent.rounds);
 }
 
@@ -95,10 +100,10 @@ void spot_gate_serve(pl_spot *s, pl_eagle *e, uint32_t version)
 
 /* ---- the windows ---- */
 
-static int64_t counted(const spot_batch *b, int i)
+static int64_t counted(const spot_batch *b, int i, int from)
 {
     int64_t n = 0;
-    for (int r = 0; r < b->train[i].n; r++)
+    for (int r = from; r < b->train[i].n; r++)
         n += b->train[i].is_target[r];
     return n;
 }
@@ -111,14 +116,17 @@ static int is_new_uid(const spot_batch *b, int i)
     return 1;
 }
 
-/* Keep as many as a gate needs, whole samples.  Returns 0 when there are too few. */
-static int choose_windows(pl_spot *s)
+/* Keep as many as a gate needs, whole samples, of what is held out or of what a version served.
+ * Returns 0 when there are too few. */
+static int choose_windows(pl_spot *s, uint32_t served_by)
 {
     spot_batch *b = &s->gate.batch;
+    pl_windows_pick rule = spot_pick_rule(s, 1);
     int64_t n_tokens = 0;
     int n_samples = 0;
 
-    spot_pick(s, b, 1);
+    rule.served_by = served_by;
+    spot_pick(s, b, &rule);
     for (int i = 0; i < b->n; i++) {
         const int is_new = is_new_uid(b, i);
         if (is_new && n_tokens >= s->o.gate_tokens && n_samples >= s->o.gate_samples) {
@@ -126,7 +134,7 @@ static int choose_windows(pl_spot *s)
             break;
         }
         n_samples += is_new;
-        n_tokens += counted(b, i);
+        n_tokens += counted(b, i, served_by ? b->windows[i].served_from : 0);
     }
     return b->n > 0 && n_tokens >= s->o.gate_tokens && n_samples >= s->o.gate_samples;
 }
@@ -184,32 +192,89 @@ static pl_status copy_candidate(pl_spot *s, pl_error *err)
     return PL_OK;
 }
 
-static int64_t rounds_served(const pl_spot *s, uint32_t version)
+static int is_back_due(const pl_spot *s)
 {
-    for (int i = 0; i < s->n_served; i++)
-        if (s->served[i].version == version)
-            return s->served[i].n_rounds;
-    return 0;
+    const spot_gate *g = &s->gate;
+
+    return s->serving && s->serving_parent != 0 && !s->serving_is_rollback &&
+           (g->back_version != s->serving_version || g->back_newest != s->newest);
 }
 
-static void load_parent(pl_spot *s)
+static void set_back_done(pl_spot *s)
 {
-    pl_error err = {0};
+    s->gate.back_version = s->serving_version;
+    s->gate.back_newest = s->newest;
+}
 
-    if (!s->serving || s->serving_parent == 0 || s->serving_is_rollback ||
-        rounds_served(s, s->serving_version) == 0)
-        return;
+static pl_status load_parent(pl_spot *s, pl_error *err)
+{
     spot_side *parent = &s->gate.parent;
-    pl_status st = PL_OK;
-    if (!parent->e || parent->version != s->serving_parent) {
-        pl_eagle_free(parent->e);
-        parent->e = NULL;
-        parent->version = s->serving_parent;
-        st = spot_version_load(s, s->serving_parent, &parent->e, &err);
+
+    if (parent->e && parent->version == s->serving_parent)
+        return PL_OK;
+    if (spot_stopped(s))
+        return spot_stop(err);
+    pl_eagle_free(parent->e);
+    parent->e = NULL;
+    parent->version = s->serving_parent;
+    return spot_version_load(s, s->serving_parent, &parent->e, err);
+}
+
+/* PL_E_TIMEOUT: it cannot be weighed now. */
+static pl_status begin_back(pl_spot *s, pl_error *err)
+{
+    spot_gate *g = &s->gate;
+    spot_record r;
+
+    const int is_enough = choose_windows(s, s->serving_version);
+    if (spot_stopped(s))
+        return spot_stop(err);
+    if (!is_enough)
+        return pl_fail(err, PL_E_TIMEOUT, "drafter gate: it served too little yet");
+    const pl_status st = load_parent(s, err);
+    if (st == PL_E_STOPPED)
+        return st;
+    if (st != PL_OK) {
+        set_back_done(s);
+        pl_log_debug(s->log, "drafter gate: no parent to compare with: %s", err ? err->msg : "");
+        return PL_E_TIMEOUT;
     }
+    if (spot_valid(&s->file, &r) >= 0)
+        g->step = r.step;
+    g->newest = s->newest;
+    g->served.e = s->serving;
+    g->served.version = s->serving_version;
+    g->served.n_done = g->parent.n_done = 0;
+    g->is_back = g->is_on = 1;
+    return PL_OK;
+}
+
+static pl_status begin_candidate(pl_spot *s, pl_error *err)
+{
+    spot_gate *g = &s->gate;
+
+    const int is_enough = choose_windows(s, 0);
+    if (spot_stopped(s))
+        return spot_stop(err);
+    if (!is_enough) {
+        g->check_us = trained_us(s) + LOOK_AGAIN_US;
+        return pl_fail(err, PL_E_TIMEOUT, "drafter gate: too little is held out yet");
+    }
+    const uint64_t key = key_of(s);
+    if (key != g->key || !g->has_serving)
+        g->serving.n_done = 0; /* else what it reached on these windows is known */
+    g->key = key;
+    g->newest = s->newest;
+    g->serving.e = s->serving;
+    g->serving.version = s->serving_version;
+    g->has_serving = s->serving != NULL;
+    if (spot_stopped(s))
+        return spot_stop(err);
+    const pl_status st = copy_candidate(s, err);
     if (st != PL_OK)
-        pl_log_debug(s->log, "drafter gate: no parent to compare with: %s", err.msg);
-    s->gate.has_parent = st == PL_OK;
+        return st;
+    g->is_on = 1;
+    return PL_OK;
 }
 
 static pl_status begin(pl_spot *s, pl_error *err)
@@ -228,33 +293,12 @@ static pl_status begin(pl_spot *s, pl_error *err)
     }
     if (spot_stopped(s))
         return spot_stop(err);
-    const int is_enough = choose_windows(s);
-    if (spot_stopped(s))
-        return spot_stop(err);
-    if (!is_enough) {
-        g->check_us = trained_us(s) + LOOK_AGAIN_US;
-        return pl_fail(err, PL_E_TIMEOUT, "drafter gate: too little is held out yet");
-    }
-    const uint64_t key = key_of(s);
-    if (key != g->key || !g->has_serving)
-        g->serving.n_done = 0; /* else what it reached on these windows is known */
-    g->key = key;
-    g->newest = s->newest;
-    g->serving.e = s->serving;
-    g->serving.version = s->serving_version;
-    g->has_serving = s->serving != NULL;
-    if (spot_stopped(s))
-        return spot_stop(err);
-    st = copy_candidate(s, err);
-    if (st != PL_OK)
-        return st;
-    g->is_on = 1;
-    g->cost_s = 0;
-    const int is_at_hand = g->parent.e && g->parent.version == s->serving_parent;
-    if (!is_at_hand && spot_stopped(s)) /* the parent may be looked at another time */
-        return spot_stop(err);
-    load_parent(s);
-    return PL_OK;
+    st = is_back_due(s) ? begin_back(s, err) : PL_E_TIMEOUT;
+    if (st == PL_E_TIMEOUT)
+        st = begin_candidate(s, err);
+    if (st == PL_OK)
+        g->cost_s = 0;
+    return st;
 }
 
 /* ---- the verdict ---- */
@@ -270,50 +314,69 @@ static void without_drafting(pl_spot *s)
     }
 }
 
-static pl_status publish(pl_spot *s, int is_rollback, double se, pl_error *err)
+/* Of a gate that has ended. */
+static pl_status publish(
+    pl_spot *s, spot_side *better, const spot_side *than, int is_rollback, double se, pl_error *err)
+{
+    const int n = s->gate.batch.n;
+    const pl_spot_published what = {.parent = s->serving_version,
+        .tau = pl_replay_tau(better->rounds, n),
+        .tau_parent = pl_replay_tau(than->rounds, n),
+        .se = se,
+        .step = s->gate.step,
+        .is_rollback = is_rollback};
+    pl_eagle *e = better->e;
+
+    better->e = NULL;
+    return spot_publish_begin(s, e, &what, err);
+}
+
+static void count_gate(pl_spot *s)
+{
+    s->stats.n_gates++;
+    atomic_store(&spot_claim_of(&s->file)->gated_us, trained_us(s));
+}
+
+static pl_status decide_back(pl_spot *s, pl_error *err)
 {
     spot_gate *g = &s->gate;
-    const int n = g->batch.n;
-    spot_side *side = is_rollback ? &g->parent : &g->candidate;
-    const pl_spot_published what = {.parent = s->serving_version,
-        .tau = pl_replay_tau(side->rounds, n),
-        .tau_parent = pl_replay_tau(g->serving.rounds, n),
-        .se = se,
-        .step = g->step,
-        .is_rollback = is_rollback};
-    pl_eagle *e = side->e;
+    double back, se;
 
-    side->e = NULL;
-    return spot_publish_begin(s, e, &what, err);
+    pl_replay_compare(g->parent.rounds, g->served.rounds, g->batch.uids, g->batch.n, &back, &se);
+    set_back_done(s);
+    pl_log_debug(s->log, "drafter gate: version %u served windows=%d tau=%.3f parent=%.3f se=%.3f",
+        (unsigned)s->serving_version, g->batch.n, pl_replay_tau(g->served.rounds, g->batch.n),
+        pl_replay_tau(g->parent.rounds, g->batch.n), se);
+    if (!isfinite(se) || !(back > ROLLBACK * se) || !(back > 0)) {
+        g->is_on = g->is_back = 0;
+        return begin_candidate(s, err);
+    }
+    pl_log_warn(s->log,
+        "drafter version %u is taken back: on the rounds that it served %u replays better by %.3f "
+        "(se %.3f)",
+        (unsigned)s->serving_version, (unsigned)s->serving_parent, back, se);
+    count_gate(s);
+    const pl_status st = publish(s, &g->parent, &g->served, 1, se, err);
+    spot_gate_drop(s);
+    return st;
 }
 
 static pl_status decide(pl_spot *s, pl_error *err)
 {
     spot_gate *g = &s->gate;
     const int n = g->batch.n;
-    double gain, se, back = 0, back_se = 0;
+    double gain, se;
 
     if (!g->has_serving)
         without_drafting(s);
     pl_replay_compare(g->candidate.rounds, g->serving.rounds, g->batch.uids, n, &gain, &se);
-    if (g->has_parent)
-        pl_replay_compare(g->parent.rounds, g->serving.rounds, g->batch.uids, n, &back, &back_se);
     const int is_better = isfinite(se) && gain > BETTER * se && gain > 0;
-    const int was_better =
-        g->has_parent && isfinite(back_se) && back > ROLLBACK * back_se && back > 0;
-    s->stats.n_gates++;
-    atomic_store(&spot_claim_of(&s->file)->gated_us, trained_us(s));
+    count_gate(s);
     pl_log_debug(s->log,
         "drafter gate step=%" PRId64 " windows=%d tau=%.3f serving=%.3f gain=%.3f se=%.3f %s",
         g->step, n, pl_replay_tau(g->candidate.rounds, n), pl_replay_tau(g->serving.rounds, n),
         gain, se, is_better ? "better" : "not better");
-    pl_status st = PL_OK;
-    if (was_better && (!is_better || back > gain)) {
-        pl_log_warn(s->log, "drafter version %u is taken back: %u replays better by %.3f (se %.3f)",
-            (unsigned)s->serving_version, (unsigned)s->serving_parent, back, back_se);
-        st = publish(s, 1, back_se, err);
-    } else if (is_better)
-        st = publish(s, 0, se, err);
+    const pl_status st = is_better ? publish(s, &g->candidate, &g->serving, 0, se, err) : PL_OK;
     g->has_serving = s->serving != NULL;
     spot_gate_drop(s);
     return st;
@@ -325,10 +388,13 @@ static pl_status replay_piece(pl_spot *s, spot_side *side, pl_error *err)
 {
     spot_gate *g = &s->gate;
     const int left = g->batch.n - side->n_done, n = left < SPOT_PIECE ? left : SPOT_PIECE;
+    pl_replay_options o = gate_replay;
+
+    o.is_served = g->is_back;
     if (pl_eagle_pack_one(side->e))
         return PL_OK; /* a piece of its own */
-    const pl_status st = pl_replay(s->target, side->e, g->batch.windows + side->n_done, n,
-        &gate_replay, spot_stopped, s, side->rounds + side->n_done, err);
+    const pl_status st = pl_replay(s->target, side->e, g->batch.windows + side->n_done, n, &o,
+        spot_stopped, s, side->rounds + side->n_done, err);
 
     if (st == PL_OK)
         side->n_done += n;
@@ -340,10 +406,14 @@ static pl_status work(pl_spot *s, pl_error *err)
     spot_gate *g = &s->gate;
     const int n = g->batch.n;
 
+    if (g->is_back && g->served.n_done < n)
+        return replay_piece(s, &g->served, err);
+    if (g->is_back && g->parent.n_done < n)
+        return replay_piece(s, &g->parent, err);
+    if (g->is_back)
+        return decide_back(s, err);
     if (g->has_serving && g->serving.n_done < n)
         return replay_piece(s, &g->serving, err);
-    if (g->has_parent && g->parent.n_done < n)
-        return replay_piece(s, &g->parent, err);
     if (g->candidate.n_done < n)
         return replay_piece(s, &g->candidate, err);
     return decide(s, err);
@@ -360,7 +430,7 @@ static pl_status go_on(pl_spot *s, pl_error *err)
         return pl_fail(err, PL_E_TIMEOUT, "drafter gate: its text is of a policy long gone");
     }
     const pl_status st = spot_versions_open(s, err); /* another lead may have published */
-    if (st == PL_OK && g->serving.version != s->serving_version)
+    if (st == PL_OK && (g->is_back ? g->served.version : g->serving.version) != s->serving_version)
         return pl_fail(err, PL_E_TIMEOUT, "drafter gate: another version serves");
     return st;
 }

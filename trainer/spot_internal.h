@@ -147,18 +147,15 @@ typedef struct spot_gate {
     spot_batch batch;
     uint64_t key; /* of the windows */
     uint32_t newest;
-    spot_side candidate, serving, parent;
-    int has_serving, has_parent;
+    spot_side candidate, serving; /* on what is held out */
+    spot_side served, parent;     /* on the rounds that the serving one served: it, its parent */
+    int has_serving;
+    int is_back; /* it is the serving one that is weighed, against its parent */
+    uint32_t back_version, back_newest; /* when it was last, and the policy then */
     int64_t step;
     uint64_t check_us; /* trained_us at which enough windows are looked for again */
     double cost_s;     /* of the gate that goes on; of the last one, when none does */
 } spot_gate;
-
-typedef struct spot_served {
-    uint32_t version;
-    int64_t n_rounds;
-} spot_served;
-enum { SPOT_SERVED = 16 };
 
 struct pl_spot {
     const pl_model *target;
@@ -198,8 +195,6 @@ struct pl_spot {
     int serving_is_rollback;
     spot_publish publish;
     spot_checkpoint checkpoint;
-    spot_served served[SPOT_SERVED];
-    int n_served;
 
     pl_spot_stats stats;
     double waiting_since;          /* 0: not waiting */
@@ -268,10 +263,10 @@ void spot_change_end(pl_spot *s); /* gives the lock back, flipped or not */
 
 pl_status spot_batch_init(spot_batch *b, const pl_spot *s, int room, pl_error *err);
 void spot_batch_done(spot_batch *b);
-/* What is chosen next, of those that train or of those that are held out. */
+/* What is chosen next, of those that train or of those that are held out; *borrows* s. */
 pl_windows_pick spot_pick_rule(pl_spot *s, int is_held_out);
 /* Choose windows; b->n may be 0, and is less when it is told to stop. */
-void spot_pick(pl_spot *s, spot_batch *b, int is_held_out);
+void spot_pick(pl_spot *s, spot_batch *b, const pl_windows_pick *p);
 pl_status spot_step_lead(pl_spot *s, pl_error *err);
 pl_status spot_step_joiner(pl_spot *s, pl_error *err);
 

@@ -89,13 +89,12 @@ pl_windows_pick spot_pick_rule(pl_spot *s, int is_held_out)
         .stop_ctx = s};
 }
 
-void spot_pick(pl_spot *s, spot_batch *b, int is_held_out)
+void spot_pick(pl_spot *s, spot_batch *b, const pl_windows_pick *p)
 {
-    const pl_windows_pick p = spot_pick_rule(s, is_held_out);
     const double t0 = spot_now();
 
     b->n = s->n_views > 0
-               ? pl_windows_choose(s->views, s->n_views, &p, b->storage, b->windows, b->room)
+               ? pl_windows_choose(s->views, s->n_views, p, b->storage, b->windows, b->room)
                : 0;
     for (int i = 0; i < b->n; i++)
         convert(s, b, i);
@@ -104,7 +103,9 @@ void spot_pick(pl_spot *s, spot_batch *b, int is_held_out)
 
 static pl_status pick_training(pl_spot *s, pl_error *err)
 {
-    spot_pick(s, &s->batch, 0);
+    const pl_windows_pick rule = spot_pick_rule(s, 0);
+
+    spot_pick(s, &s->batch, &rule);
     if (spot_stopped(s))
         return spot_stop(err);
     if (s->batch.n == 0)

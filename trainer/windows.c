@@ -340,7 +340,8 @@ static pl_status check_window(pl_windows *b, const pl_feature_window *w, pl_erro
         .position = w->position,
         .n = w->n,
         .is_last = w->is_last,
-        .max_tokens = w->max_tokens};
+        .max_tokens = w->max_tokens,
+        .served_from = w->served_from};
 
     const int is_number = isfinite(w->temperature) && isfinite(w->top_p) && isfinite(w->min_p);
     if (is_number &&
@@ -425,7 +426,9 @@ pl_status pl_windows_put(pl_windows *b, const pl_feature_window *w, pl_error *er
         .position = w->position,
         .n = w->n,
         .is_last = w->is_last,
-        .max_tokens = w->max_tokens};
+        .max_tokens = w->max_tokens,
+        .served_from = w->served_from,
+        .drafter = w->drafter};
     if (!b->has_put || w->policy_version > b->newest)
         b->newest = w->policy_version;
     b->has_put = 1;

@@ -54,9 +54,11 @@ void pl_windows_get_stats(const pl_windows *b, pl_windows_stats *out);
 enum { PL_HELD_OUT = 8 };
 typedef struct pl_windows_pick {
     int is_held_out;
-    uint32_t newest; /* policy version at hand: windows of it and the one before are preferred */
-    uint64_t seed;   /* of the choice: the same contents and seed give the same windows */
-    int min_rows;    /* shorter windows are left out */
+    uint32_t served_by; /* not 0: in place of those held out, all with rounds that this version of
+                           the drafter was in service for: it cannot have trained on them */
+    uint32_t newest;    /* policy version at hand: windows of it and the one before are preferred */
+    uint64_t seed;      /* of the choice: the same contents and seed give the same windows */
+    int min_rows;       /* shorter windows are left out */
     int (*should_stop)(void *ctx); /* asked between two windows, each a megabyte or more; may be
                                       NULL.  Those that were copied until then are chosen */
     void *stop_ctx;
@@ -65,8 +67,8 @@ typedef struct pl_windows_pick {
  * the caller, aligned as malloc's, max times pl_windows_room bytes.  Everything is checked: a
  * window that is torn, damaged or impossible is passed over.  Training picks: a window is chosen
  * less often the more often it was chosen (the count is this view's), long responses of the version
- * before as often as they are missing in the newest.  Held out: the newest first, all of a uid
- * together. Returns how many. */
+ * before as often as they are missing in the newest.  Held out and
+ * served_by: the newest first, all of a uid together. Returns how many. */
 int pl_windows_choose(pl_windows *const *b, int n_buffers, const pl_windows_pick *p, void *storage,
     pl_feature_window *out, int max);
 size_t pl_windows_room(const pl_windows_options *o);

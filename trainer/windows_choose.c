@@ -53,6 +53,19 @@ static int is_whole(const pl_windows *b)
     return fstat(b->fd, &s) == 0 && (uint64_t)s.st_size >= b->shape.file_bytes;
 }
 
+/* What a drafter is judged by comes sample by sample. */
+static int is_to_judge(const pl_windows_pick *p)
+{
+    return p->is_held_out || p->served_by;
+}
+
+static int is_wanted(const windows_small *f, const pl_windows_pick *p)
+{
+    if (p->served_by)
+        return f->drafter == p->served_by && f->n - f->served_from >= p->min_rows;
+    return f->n >= p->min_rows && (f->uid % PL_HELD_OUT == 0) == (p->is_held_out != 0);
+}
+
 static void look_at(const choice *c, pl_windows *b, int i, int is_readable)
 {
     windows_candidate *k = &b->candidates[i];
@@ -65,7 +78,7 @@ static void look_at(const choice *c, pl_windows *b, int i, int is_readable)
     if (k->seen != f.serial)
         k->n_chosen = 0;
     k->seen = f.serial;
-    if (f.n < p->min_rows || (f.uid % PL_HELD_OUT == 0) != (p->is_held_out != 0))
+    if (!is_wanted(&f, p))
         return;
     k->is_open = 1;
     k->serial = f.serial;
@@ -74,7 +87,7 @@ static void look_at(const choice *c, pl_windows *b, int i, int is_readable)
     k->age = p->newest - f.policy_version;
     k->position = f.position;
     k->bucket = bucket_of(&f, b->shape.window);
-    k->key = chance(p->seed, f.uid, f.policy_version, p->is_held_out ? 0 : f.position);
+    k->key = chance(p->seed, f.uid, f.policy_version, is_to_judge(p) ? 0 : f.position);
 }
 
 /* Which of the version before stand in for what the newest has not given yet. */
@@ -114,7 +127,7 @@ static int is_before_training(const windows_candidate *x, const windows_candidat
     return x->key < y->key;
 }
 
-static int is_before_held_out(const windows_candidate *x, const windows_candidate *y)
+static int is_before_judged(const windows_candidate *x, const windows_candidate *y)
 {
     if (x->age != y->age)
         return x->age < y->age;
@@ -135,8 +148,8 @@ static windows_candidate *find_first(const choice *c, int *at)
             windows_candidate *k = &c->b[i]->candidates[j];
             if (!k->is_open)
                 continue;
-            if (!best || (c->pick->is_held_out ? is_before_held_out(k, best)
-                                               : is_before_training(k, best))) {
+            if (!best ||
+                (is_to_judge(c->pick) ? is_before_judged(k, best) : is_before_training(k, best))) {
                 best = k;
                 *at = i;
             }
@@ -162,7 +175,7 @@ static void open_all(const choice *c)
         for (int j = 0; j < c->b[i]->shape.n_slots; j++)
             look_at(c, c->b[i], j, j < n);
     }
-    if (!c->pick->is_held_out)
+    if (!is_to_judge(c->pick))
         set_tiers(c);
 }
 

@@ -18,7 +18,7 @@
 #include <stdatomic.h>
 
 enum {
-    WINDOWS_LAYOUT = 3,
+    WINDOWS_LAYOUT = 4,
     WINDOWS_HEADER = 4096,
     WINDOWS_HEAD = 128,          /* bytes of a slot before its tokens */
     WINDOWS_ROWS_MAX = 65536,    /* of a window */
@@ -46,11 +46,12 @@ typedef struct windows_small {
     uint64_t noise_key;
     uint32_t uid, policy_version, purpose;
     float temperature, top_p, min_p;
-    int32_t top_k, n_prompt, position, n, is_last, max_tokens;
+    int32_t top_k, n_prompt, position, n, is_last, max_tokens, served_from;
+    uint32_t drafter;
     uint32_t tokens; /* CRC-32C of them: they are read without the rest */
     uint32_t crc;    /* CRC-32C of the sequence number and all before */
 } windows_small;
-enum { WINDOWS_SMALL_WORDS = 10 };
+enum { WINDOWS_SMALL_WORDS = 11 };
 _Static_assert(sizeof(windows_small) == 8 * WINDOWS_SMALL_WORDS, "no padding");
 _Static_assert(8 + sizeof(windows_small) <= WINDOWS_HEAD, "the head holds them");
 

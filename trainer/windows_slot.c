@@ -150,7 +150,8 @@ int windows_is_sane(const windows_small *f, int window)
                           f->position <= WINDOWS_PLACE_MAX && f->n_prompt >= 0 &&
                           f->n_prompt <= WINDOWS_PLACE_MAX;
 
-    const int has_end = f->max_tokens >= 0 && f->max_tokens <= WINDOWS_PLACE_MAX;
+    const int has_end = f->max_tokens >= 0 && f->max_tokens <= WINDOWS_PLACE_MAX &&
+                        f->served_from >= 0 && f->served_from <= f->n;
 
     return has_place && has_end && (f->is_last == 0 || f->is_last == 1) && f->top_k >= 0 &&
            isfinite(f->temperature) && f->temperature >= 0 && isfinite(f->top_p) && f->top_p > 0 &&
@@ -239,6 +240,8 @@ static void fill_window(pl_feature_window *w, const windows_small *f)
     w->n = f->n;
     w->is_last = f->is_last;
     w->max_tokens = f->max_tokens;
+    w->served_from = f->served_from;
+    w->drafter = f->drafter;
 }
 
 int windows_copy(const pl_windows *b, int i, uint64_t serial, void *storage, pl_feature_window *out)

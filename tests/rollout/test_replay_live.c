@@ -2,7 +2,8 @@
  *
  * Claims: rounds and tokens of a live run with the learned drafter, one sample at a time and the
  * same tree each round, are those of the replay of its windows exactly, sample by sample, whatever
- * ends a response: its length, an end token, either of them inside of a draft. */
+ * ends a response: its length, an end token, either of them inside of a draft; and of a drafter
+ * that came in the middle, the rounds that it served. */
 #include "core/rng.h"
 #include "drafter/eagle.h"
 #include "drafter/replay.h"
@@ -147,6 +148,37 @@ static void run_live(const bed *b, const pl_eagle *drafter, records *all, pl_eng
     pl_engine_free(e);
 }
 
+/* The same with `second` from a round in the middle on, or with the sample put off there and
+ * computed anew; what was counted from there.  A window of a text that ends before is emptied. */
+static void run_broken(const bed *b, const pl_eagle *first, const pl_eagle *second, records *all,
+    pl_engine_stats *live)
+{
+    pl_engine *e = live_engine(b, first, all);
+    pl_error err;
+    memset(got, 0, sizeof got);
+    for (int i = 0; i < TEXTS; i++) {
+        const pl_request r = text_request(i);
+        int n_left = 1;
+        if (first != second)
+            cr_assert_eq(pl_engine_set_drafter(e, first, &err), PL_OK, "%s", err.msg);
+        cr_assert_eq(pl_engine_submit(e, &r, &err), PL_OK, "%s", err.msg);
+        for (int k = 0; k < 2 + i % 9 && n_left > 0; k++)
+            cr_assert_eq(pl_engine_round(e, keep_all, got, &n_left, &err), PL_OK, "%s", err.msg);
+        const int is_over = n_left == 0;
+        if (first != second)
+            cr_assert_eq(pl_engine_set_drafter(e, second, &err), PL_OK, "%s", err.msg);
+        else if (!is_over)
+            engine_preempt(e, e->running[0]);
+        pl_engine_reset_stats(e);
+        cr_assert_eq(pl_engine_run(e, keep_all, got, &err), PL_OK, "%s", err.msg);
+        pl_engine_get_stats(e, &live[i]);
+        const pl_feature_window *w = &all->of[i].w;
+        cr_expect(is_over || (w->served_from > 0 && w->served_from < w->n));
+        all->of[i].w.n = is_over ? 0 : w->n;
+    }
+    pl_engine_free(e);
+}
+
 /* ---- the drafter ---- */
 
 static pl_eagle *random_drafter(const bed *b)
@@ -211,7 +243,7 @@ static void count_end(sums *s, const answer *a)
 }
 
 static sums expect_replayed(const bed *b, const pl_eagle *drafter, const records *all,
-    const pl_engine_stats *live, int batch)
+    const pl_engine_stats *live, int batch, int is_served)
 {
     pl_replay_options o = tree;
     pl_feature_window w[TEXTS];
@@ -220,6 +252,7 @@ static sums expect_replayed(const bed *b, const pl_eagle *drafter, const records
     sums s = {0};
     pl_error err;
     o.batch = batch;
+    o.is_served = is_served;
     for (int i = 0; i < TEXTS; i++) {
         uid[n] = i;
         w[n] = all->of[i].w;
@@ -253,18 +286,27 @@ Test(replay_live, a_live_run_and_the_replay_of_its_windows_count_the_same_rounds
     pl_eagle *none = random_drafter(&b);
     run_live(&b, none, all, live);
     cr_expect_eq(all->n_calls, TEXTS - 1, "a response of one token has no window");
-    sums s = expect_replayed(&b, none, all, live, 1);
+    sums s = expect_replayed(&b, none, all, live, 1, 0);
     cr_expect_gt(s.plain, 0);
 
     pl_eagle *e = trained_drafter(&b, all);
     run_live(&b, e, all, live);
-    s = expect_replayed(&b, e, all, live, 1);
+    s = expect_replayed(&b, e, all, live, 1, 0);
     cr_expect_gt((double)s.tokens / (double)s.rounds, 1.5, "%ld tokens in %ld rounds",
         (long)s.tokens, (long)s.rounds);
     cr_expect(s.n_length > 5 && s.n_stop > 5 && s.n_drafted_stop > 0,
         "%d by length, %d by an end token, %d of them drafted", s.n_length, s.n_stop,
         s.n_drafted_stop);
-    expect_replayed(&b, e, all, live, 0);
+    expect_replayed(&b, e, all, live, 0, 0);
+
+    const sums whole = s;
+    const pl_eagle *first[] = {none, e};
+    for (int i = 0; i < 2; i++) {
+        run_broken(&b, first[i], e, all, live);
+        s = expect_replayed(&b, e, all, live, 1, 1);
+        cr_expect(s.rounds > 0 && s.rounds < whole.rounds, "%ld rounds of %ld", (long)s.rounds,
+            (long)whole.rounds);
+    }
     pl_eagle_free(none);
     pl_eagle_free(e);
     records_free(all);

@@ -126,6 +126,8 @@ void spot_bed_put(spot_bed *b, uint32_t uid, uint32_t version, float size)
         .position = 0,
         .n = SPOT_ROWS,
         .is_last = 1,
+        .served_from = b->served_from,
+        .drafter = b->served_by,
         .tokens = tokens,
         .features = f,
         .hidden = h};

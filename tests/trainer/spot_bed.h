@@ -18,7 +18,9 @@ typedef struct spot_bed {
     float *masters;
     pl_windows *w; /* the writer's view */
     pl_spot_options o;
-    int token_shift; /* added to every token of the text */
+    int token_shift;    /* added to every token of the text */
+    uint32_t served_by; /* version that served its rounds from row served_from on */
+    int served_from;
     int prompt_even; /* tokens of the prompt of samples with an even uid; of the others: 4 */
 } spot_bed;
 

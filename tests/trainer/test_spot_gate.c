@@ -382,32 +382,53 @@ Test(spot_gate, that_never_ends_leaves_time_to_train)
     spot_bed_close(&b);
 }
 
-Test(spot_gate, takes_back_a_version_whose_parent_replays_better)
+/* Version 1 is good, version 2 bad and in service, the candidate no help; text of uids 1 to 64. */
+static pl_spot *with_bad_in_service(spot_bed *b)
+{
+    pl_spot_published p;
+
+    spot_bed_open(b);
+    spot_bed_fill(b, 1, 65);
+    pl_spot *s = spot_bed_spot(b, NULL);
+    spot_bed_begin(b, s, 1, 1);
+    spot_bed_work(s, 150);
+    s->o.gate_s = 0;
+    cr_assert_eq(spot_bed_publish(s, 400, &p), 1);
+    pl_spot_free(s);
+    plant_bad(b, 2, 1);
+    begin_anew(b);
+    s = spot_bed_spot(b, NULL);
+    s->o.train.lr = 1e-9f;
+    cr_assert_eq(s->serving_version, 2);
+    spot_bed_begin(b, s, 2, 1);
+    spot_bed_work(s, 3);
+    return s;
+}
+
+/* Text that `version` served from row `from` on. */
+static void put_served(spot_bed *b, uint32_t begin, uint32_t end, uint32_t version, int from)
+{
+    b->served_by = version;
+    b->served_from = from;
+    spot_bed_fill(b, begin, end);
+}
+
+Test(spot_gate, takes_back_a_version_whose_parent_replays_better_what_it_served)
 {
     pl_spot_published p;
     pl_spot_stats stats;
     spot_bed b;
 
-    spot_bed_open(&b);
-    spot_bed_fill(&b, 1, 65);
-    pl_spot *s = spot_bed_spot(&b, NULL);
-    spot_bed_begin(&b, s, 1, 1);
-    spot_bed_work(s, 150);
-    s->o.gate_s = 0;
-    cr_assert_eq(spot_bed_publish(s, 400, &p), 1);
-    pl_spot_free(s);
-    plant_bad(&b, 2, 1);
-    begin_anew(&b); /* the candidate is no help */
-    s = spot_bed_spot(&b, NULL);
-    cr_assert_eq(s->serving_version, 2);
-    spot_bed_begin(&b, s, 2, 1);
-    spot_bed_work(s, 3);
-    pl_spot_served(s, 2, 28);
+    pl_spot *s = with_bad_in_service(&b);
+    put_served(&b, 1, 8, 2, 20); /* of these none is held out */
+    spot_bed_work(s, 2);
     cr_assert_eq(spot_bed_publish(s, 100, &p), 3);
     cr_expect(p.is_rollback);
     cr_expect_gt(p.tau, p.tau_parent);
     pl_spot_get_stats(s, &stats);
     cr_expect_eq(stats.n_rollbacks, 1);
+    cr_expect_leq(s->gate.served.rounds[0].n_tokens, SPOT_ROWS - 20, "no other rounds");
+    cr_expect_leq(s->gate.parent.rounds[0].n_tokens, SPOT_ROWS - 20);
     pl_spot_free(s);
     /* The weights are those of version 1. */
     char one[160], three[160];
@@ -420,6 +441,61 @@ Test(spot_gate, takes_back_a_version_whose_parent_replays_better)
     cr_expect_eq(memcmp(f.data, g.data, f.size), 0);
     pl_file_close(&f);
     pl_file_close(&g);
+    spot_bed_close(&b);
+}
+
+Test(spot_gate, takes_nothing_back_for_rounds_that_others_served)
+{
+    static const struct {
+        uint32_t end, version; /* of text that was put */
+        int from;
+    } cases[] = {{8, 0, 0}, /* by nobody */
+        {8, 1, 0}, {8, 3, 0},
+        {8, 2, SPOT_ROWS - 8}, /* fewer tokens than a gate needs, though of enough rows */
+        {2, 2, 0}};            /* fewer samples */
+    spot_bed b;
+
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        pl_spot_published p;
+        pl_spot *s = with_bad_in_service(&b);
+        put_served(&b, 1, cases[i].end, cases[i].version, cases[i].from);
+        const uint32_t v = spot_bed_publish(s, 60, &p);
+        cr_expect(v == 0 || !p.is_rollback, "case %zu: version %u of %u", i, (unsigned)v,
+            (unsigned)p.parent);
+        pl_spot_free(s);
+        spot_bed_close(&b);
+    }
+}
+
+/* A version is weighed once on the text of a policy, and stays when it is no worse. */
+Test(spot_gate, weighs_a_version_on_what_it_served_once_a_policy)
+{
+    pl_spot_published p;
+    pl_error err = {0};
+    spot_bed b;
+
+    pl_spot *s = with_bad_in_service(&b);
+    put_served(&b, 1, 8, 2, 0);
+    s->serving_parent = 2; /* its own: no better */
+    s->gate.back_version = 0;
+    for (int i = 0; i < 60 && s->gate.back_version == 0; i++)
+        cr_assert_eq(pl_spot_work(s, NULL, NULL, &p, &err), PL_OK, "%s", err.msg);
+    cr_expect_eq(s->gate.back_version, 2);
+    cr_expect_eq(s->gate.back_newest, 1);
+    const int64_t n_done = s->stats.n_gates;
+    for (int i = 0; i < 60; i++) {
+        cr_assert_eq(pl_spot_work(s, NULL, NULL, &p, &err), PL_OK, "%s", err.msg);
+        cr_expect(!s->gate.is_back && !p.is_rollback);
+    }
+    cr_expect_gt(s->stats.n_gates, n_done, "candidates go on being weighed");
+    cr_assert_eq(pl_spot_begin(s, 3, 1, b.buffers, 1, 2, &err), PL_OK, "%s", err.msg);
+    int n_back = 0;
+    for (int i = 0; i < 60; i++) {
+        cr_assert_eq(pl_spot_work(s, NULL, NULL, &p, &err), PL_OK, "%s", err.msg);
+        n_back += s->gate.is_back;
+    }
+    cr_expect_gt(n_back, 0, "another policy");
+    pl_spot_free(s);
     spot_bed_close(&b);
 }
 

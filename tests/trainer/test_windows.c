@@ -80,6 +80,8 @@ static void make(made *m, uint32_t uid, uint32_t version, int position)
         .position = position,
         .n = 1 + (int)((uid + (uint32_t)position) % WINDOW),
         .is_last = (int)(uid % 2),
+        .served_from = (int)(uid % 2),
+        .drafter = 1 + uid % 3,
         .tokens = m->tokens,
         .features = m->features,
         .hidden = m->hidden};
@@ -99,6 +101,7 @@ static int is_as_made(const pl_feature_window *w)
     return w->n == m.w.n && w->is_last == m.w.is_last && w->noise_key == m.w.noise_key &&
            w->n_prompt == 10 && w->max_tokens == m.w.max_tokens && w->temperature == 1.0f &&
            w->top_p == 1.0f && w->min_p == 0 && w->top_k == 0 &&
+           w->served_from == m.w.served_from && w->drafter == m.w.drafter &&
            memcmp(w->tokens, m.tokens, sizeof(int32_t) * (size_t)w->n) == 0 &&
            memcmp(w->features, m.features, (size_t)w->n * 2 * PL_FEATURE_LAYERS * ROW) == 0 &&
            memcmp(w->hidden, m.hidden, (size_t)w->n * 2 * ROW) == 0;
@@ -536,6 +539,8 @@ Test(windows, that_no_sample_can_have_are_passed_over_though_their_sums_are_righ
     FORGE(g.position = INT32_MAX);
     FORGE(g.n_prompt = INT32_MIN);
     FORGE(g.is_last = 2);
+    FORGE(g.served_from = -1);
+    FORGE(g.served_from = g.n + 1);
     FORGE(g.max_tokens = -1);
     FORGE(g.max_tokens = INT32_MAX);
     FORGE(g.top_k = -1);
@@ -678,6 +683,39 @@ Test(windows, that_are_held_out_never_train_and_stand_together)
     }
     cr_assert_eq(choose(w, 1, 6, 3, 2), 2);
     cr_assert_eq(out[1].uid, 8);
+    pl_windows_close(w);
+}
+
+Test(windows, that_a_version_served_are_chosen_whether_they_train_or_not)
+{
+    const pl_windows_options o = options(48);
+    pl_windows *w = writer(path, &o);
+    pl_windows_pick p = {.newest = 6, .served_by = 3, .min_rows = 1, .is_held_out = 1};
+    int n_want = 0, n_held_out = 0, n = 0;
+
+    for (uint32_t uid = 0; uid < 16; uid++)
+        for (int position = 10; position < 12; position++) {
+            put(w, uid, uid < 8 ? 5 : 6, position);
+            /* drafter: 1 + uid % 3; rows of the rounds that it served: n - uid % 2 */
+            n_want += uid % 3 == 2 && 1 + ((int)uid + position) % WINDOW > (int)uid % 2;
+        }
+    for (uint64_t seed = 0; seed < 20; seed++, n_held_out = 0) {
+        p.seed = seed;
+        n = pl_windows_choose(&w, 1, &p, storage, out, MAX);
+        cr_assert_eq(n, n_want);
+        for (int i = 0; i < n; i++) {
+            cr_assert(is_as_made(&out[i]));
+            cr_assert_eq(out[i].drafter, 3);
+            cr_assert_gt(out[i].n, out[i].served_from);
+            cr_assert(i == 0 || out[i].uid == out[i - 1].uid ||
+                          out[i].policy_version <= out[i - 1].policy_version,
+                "the newest first, samples together");
+            n_held_out += out[i].uid % 8 == 0;
+        }
+        cr_assert(n_held_out > 0 && n_held_out < n);
+    }
+    p.served_by = 9;
+    cr_assert_eq(pl_windows_choose(&w, 1, &p, storage, out, MAX), 0);
     pl_windows_close(w);
 }
 
