@@ -154,7 +154,10 @@ typedef struct run_drafting run_drafting;
 /* What became of it in one batch; of a run of workers, of all of them. */
 typedef struct run_draft_figures {
     uint32_t version; /* that drafts at the end; 0: none, or the first one */
-    double halt_ms;   /* the longest that a worker took to leave its last session; 0: none did */
+    /* Sessions that workers left since the step before was told: how many, how long the core took
+     * to be free in all and at most. */
+    int64_t n_halts;
+    double halt_s, halt_ms;
     double idle_s;    /* of workers, from their drain to the last response */
     double train_s, gate_s, pack_s, wait_s; /* of idle_s; num_workers=0: of the slice */
     int64_t n_steps, n_dropped, n_tokens;   /* optimizer steps; micro-batches lost; trained on */

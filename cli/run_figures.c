@@ -6,9 +6,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* The newest figures of a worker in the batch at hand. */
+/* The newest figures of a worker. */
 struct run_worker_figures {
     char name[64];
+    int is_current;   /* they are of the batch at hand */
+    uint32_t halt_us; /* of the leaving that was counted last */
     pl_msg_drafting m; /* its pointers are not valid */
     float alpha[PL_DRAFTING_DEPTHS];
     pl_pass_cost costs[PL_COST_BUCKETS];
@@ -16,7 +18,10 @@ struct run_worker_figures {
 
 void run_figures_clear(run_figures *f)
 {
-    f->n = 0;
+    for (int i = 0; i < f->n; i++)
+        f->list[i].is_current = 0;
+    f->n_halts = 0;
+    f->halt_s = f->halt_ms = 0;
     f->n_published = f->n_rollbacks = 0;
 }
 
@@ -24,6 +29,18 @@ void run_figures_done(run_figures *f)
 {
     free(f->list);
     *f = (run_figures){0};
+}
+
+/* The coordinator tells how long the last leaving took, again and again: another number is another
+ * leaving. */
+static void count_halt(run_figures *f, struct run_worker_figures *w, uint32_t us)
+{
+    if (us == 0 || us == w->halt_us)
+        return;
+    w->halt_us = us;
+    f->n_halts++;
+    f->halt_s += us * 1e-6;
+    f->halt_ms = fmax(f->halt_ms, us * 1e-3);
 }
 
 void run_figures_take(run_figures *f, const pl_msg_drafting *m)
@@ -39,8 +56,11 @@ void run_figures_take(run_figures *f, const pl_msg_drafting *m)
             return; /* figures only */
         f->list = more;
         w = &f->list[f->n++];
+        *w = (struct run_worker_figures){0};
         snprintf(w->name, sizeof w->name, "%s", m->worker);
     }
+    count_halt(f, w, m->halt_us);
+    w->is_current = 1;
     w->m = *m;
     w->m.worker = NULL;
     memcpy(w->alpha, m->alpha.data, m->alpha.n * sizeof w->alpha[0]); /* at most that many */
@@ -54,7 +74,6 @@ static void add(run_batch *b, const struct run_worker_figures *w)
     pl_engine_stats *s = &b->stats;
 
     d->version = w->m.drafter_version > d->version ? w->m.drafter_version : d->version;
-    d->halt_ms = fmax(d->halt_ms, w->m.halt_us * 1e-3);
     d->idle_s += w->m.idle_ms * 1e-3;
     d->train_s += w->m.train_ms * 1e-3;
     d->gate_s += w->m.gate_ms * 1e-3;
@@ -95,7 +114,11 @@ void run_figures_sum(const run_figures *f, run_batch *b)
 
     memset(s, 0, sizeof *s);
     b->n_costs = 0;
-    b->drafting = (run_draft_figures){.n_published = f->n_published, .n_rollbacks = f->n_rollbacks};
+    b->drafting = (run_draft_figures){.n_published = f->n_published,
+        .n_rollbacks = f->n_rollbacks,
+        .n_halts = f->n_halts,
+        .halt_s = f->halt_s,
+        .halt_ms = f->halt_ms};
     for (int i = 0; i < b->n_groups * b->n; i++) {
         const pl_response *x = &b->responses[i];
         s->n_emitted += x->n_tokens;
@@ -104,7 +127,8 @@ void run_figures_sum(const run_figures *f, run_batch *b)
         s->n_accepted += x->spec_num_accepted_tokens;
     }
     for (int i = 0; i < f->n; i++)
-        add(b, &f->list[i]);
+        if (f->list[i].is_current)
+            add(b, &f->list[i]);
     b->n_tokens = s->n_emitted;
 }
 

@@ -86,7 +86,9 @@ static int drafting_metrics(pl_metric *m, const run_batch *b)
         "rollout/spec_num_accepted_learned", (double)e->n_accepted_of[PL_SOURCE_LEARNED]};
     m[n++] = (pl_metric){"rollout/tail_throughput",
         e->tail_s > 0 ? (double)e->n_tail_emitted / e->tail_s : (double)NAN};
-    m[n++] = (pl_metric){"drafter/halt_ms", d->halt_ms > 0 ? d->halt_ms : (double)NAN};
+    m[n++] = (pl_metric){"drafter/halts", (double)d->n_halts};
+    m[n++] = (pl_metric){"drafter/halt_ms", d->n_halts > 0 ? d->halt_ms : (double)NAN};
+    m[n++] = (pl_metric){"bubble/halt_s", d->halt_s};
     m[n++] = (pl_metric){"bubble/idle_s", d->idle_s};
     m[n++] = (pl_metric){"bubble/drafter_s", d->train_s};
     m[n++] = (pl_metric){"bubble/gate_s", d->gate_s};

@@ -96,6 +96,8 @@ void run_print_drafting(const run_draft_figures *d, const pl_engine_stats *s, do
         printf("%s%.2f", i == 0 ? ", alpha " : " ", d->alpha[i]);
     if (d->gate_s > 0)
         printf("  gate %.1f s", d->gate_s);
+    if (d->n_halts > 0)
+        printf("  core back in %.0f ms", d->halt_ms);
     if (d->n_published > 0)
         printf("  +%lld published", (long long)d->n_published);
     if (d->n_rollbacks > 0)

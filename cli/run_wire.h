@@ -62,8 +62,10 @@ void run_wire_say_version(run_wire *w);
 /* ---- run_figures.c: what workers tell of the drafter ---- */
 
 typedef struct run_figures {
-    struct run_worker_figures *list; /* [n] of the batch at hand */
+    struct run_worker_figures *list; /* [n], one a worker */
     int n;
+    int64_t n_halts;
+    double halt_s, halt_ms;
     int64_t n_published, n_rollbacks;
 } run_figures;
 void run_figures_clear(run_figures *f); /* another batch begins */
