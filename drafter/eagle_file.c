@@ -30,7 +30,10 @@ int eagle_list_tensors(const pl_eagle *e, eagle_tensor out[EAGLE_MAX_TENSORS])
     const int q = d->h * d->d, kv = d->hkv * d->d;
     int n = 0;
 
-    out[n++] = (eagle_tensor){.name = "d2t", .type = EAGLE_I64, .cols = d->v};
+    /* A draft vocabulary that is the target's has no tables: vLLM refuses them there. */
+    const int is_reduced = d->v < d->vt;
+    if (is_reduced)
+        out[n++] = (eagle_tensor){.name = "d2t", .type = EAGLE_I64, .cols = d->v};
     out[n++] = of_param("fc.weight", EAGLE_FC, 0, d->c, 3 * d->c);
     if (e->has_fc_norm) {
         out[n++] = of_param("fc_norm.0.weight", EAGLE_FC_NORM, 0, 0, d->c);
@@ -50,7 +53,8 @@ int eagle_list_tensors(const pl_eagle *e, eagle_tensor out[EAGLE_MAX_TENSORS])
     out[n++] = of_param("norm.weight", EAGLE_NORM_FINAL, 0, 0, d->c);
     out[n++] = of_param("lm_head.weight", EAGLE_HEAD, 0, d->v, d->c);
     /* One byte an element: behind the others, which are aligned then. */
-    out[n++] = (eagle_tensor){.name = "t2d", .type = EAGLE_BOOL, .cols = d->vt};
+    if (is_reduced)
+        out[n++] = (eagle_tensor){.name = "t2d", .type = EAGLE_BOOL, .cols = d->vt};
     return n;
 }
 
@@ -191,6 +195,8 @@ static void add_rope(pl_json *j, const pl_arch *a)
     pl_json_text(j, "},\n");
 }
 
+/* torch_dtype is that of the passes of the target here, and of the drafter there: SGLang takes it
+ * from this file, and makes float16 of float32 beside a target of bfloat16. */
 static void describe(pl_json *j, const pl_eagle *e)
 {
     const pl_arch *a = pl_model_arch(e->target);
@@ -216,7 +222,7 @@ static void describe(pl_json *j, const pl_eagle *e)
     add_rope(j, a);
     pl_json_text(j, "  \"hidden_act\": \"silu\",\n  \"attention_bias\": false,\n"
                     "  \"mlp_bias\": false,\n  \"tie_word_embeddings\": false,\n"
-                    "  \"torch_dtype\": \"float32\",\n");
+                    "  \"torch_dtype\": \"bfloat16\",\n");
     add_flag(j, "fc_norm", e->has_fc_norm);
     add_flag(j, "norm_output", e->norm_output);
     pl_json_text(j, "  ");

@@ -107,6 +107,7 @@ static void check_config(const home *h, int n_vocab, int is_plain)
     cr_expect_str_eq(json_string_value(arch), "LlamaForCausalLMEagle3");
     cr_expect_str_eq(json_string_value(json_object_get(c, "model_type")), "llama");
     cr_expect_str_eq(json_string_value(json_object_get(c, "hidden_act")), "silu");
+    cr_expect_str_eq(json_string_value(json_object_get(c, "torch_dtype")), "bfloat16");
     /* SGLang shares the embedding as the head when it is tied. */
     cr_expect(json_is_false(json_object_get(c, "tie_word_embeddings")));
     cr_expect_eq(json_is_true(json_object_get(c, "fc_norm")), !is_plain);
@@ -135,6 +136,34 @@ Test(eagle_file, the_layout_has_the_names_and_shapes_that_sglang_and_vllm_load)
         check_names(&h, b.n_vocab, is_plain);
         check_config(&h, b.n_vocab, is_plain);
     }
+    home_done(&h);
+    bed_done(&b);
+}
+
+Test(eagle_file, a_draft_vocabulary_that_is_the_target_s_has_no_tables)
+{
+    const pl_eagle_options o = {.seed = 3}; /* all 320 */
+    pl_error err = {0};
+    pl_eagle *all = NULL, *back = NULL;
+    safetensors *f;
+    home h;
+    bed b;
+
+    home_init(&h);
+    bed_init(&b, &small, 1);
+    cr_assert_eq(pl_eagle_new(&all, b.m, &o, &err), PL_OK, "%s", err.msg);
+    cr_assert_eq(pl_eagle_save(all, h.dir, &err), PL_OK, "%s", err.msg);
+    cr_assert_eq(safetensors_open(&f, h.weights, &err), PL_OK, "%s", err.msg);
+    cr_expect_eq(safetensors_count(f), N_ROWS - 2);
+    cr_expect(!safetensors_find(f, "d2t") && !safetensors_find(f, "t2d"));
+    safetensors_close(f);
+    cr_assert_eq(pl_eagle_load(&back, b.m, h.dir, &err), PL_OK, "%s", err.msg);
+    cr_expect_eq(pl_eagle_n_vocab(back), 320);
+    cr_expect_arr_eq(pl_eagle_vocab(back), pl_eagle_vocab(all), 320 * sizeof(int32_t));
+    cr_expect_arr_eq(pl_eagle_get_weights(back), pl_eagle_get_weights(all),
+        pl_eagle_n_elements(all) * sizeof(float));
+    pl_eagle_free(all);
+    pl_eagle_free(back);
     home_done(&h);
     bed_done(&b);
 }
@@ -294,7 +323,7 @@ Test(eagle_file, what_another_drafter_has_and_this_one_has_not_is_refused_in_wor
         pl_status want;
     } cases[] = {
         {"\"attention_bias\": false", "\"attention_bias\": true ", "attention_bias", PL_E_SHAPE},
-        {"\"torch_dtype\": \"float32\"", "\"norm_before_fc\": true  ", "norm_before_fc",
+        {"\"torch_dtype\": \"bfloat16\"", "\"norm_before_fc\": true   ", "norm_before_fc",
             PL_E_SHAPE},
         {"\"hidden_act\": \"silu\"", "\"hidden_act\": \"gelu\"", "hidden_act", PL_E_SHAPE},
         {"\"fc_norm\": true", "\"fc_nrom\": true", "fc_norm", PL_E_SHAPE},
