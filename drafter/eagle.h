@@ -35,10 +35,11 @@ pl_status pl_eagle_new(
     pl_eagle **out, const pl_model *target, const pl_eagle_options *o, pl_error *err);
 void pl_eagle_free(pl_eagle *e);
 /* A directory in the EAGLE-3 layout that SGLang and vLLM load (config.json, model.safetensors with
- * d2t and t2d), and back.  A plain EAGLE-3, without fc_norm and norm_output in its config.json, is
- * read, trained and written as one; tensors may be F32, BF16 or F16.  Errors: PL_E_SHAPE (of
- * another target, vocabulary, hidden size or rotation, or with parts that are not computed here:
- * says which), PL_E_FORMAT, PL_E_IO. */
+ * d2t and t2d, which a draft vocabulary that is the target's has not), and back.  fc_norm and
+ * norm_output are known to vLLM from 0.22 on and to SGLang from 0.5.12 on.  A plain EAGLE-3,
+ * without fc_norm and norm_output in its config.json, is read, trained and written as one; tensors
+ * may be F32, BF16 or F16.  Errors: PL_E_SHAPE (of another target, vocabulary, hidden size or
+ * rotation, or with parts that are not computed here: says which), PL_E_FORMAT, PL_E_IO. */
 pl_status pl_eagle_save(const pl_eagle *e, const char *dir, pl_error *err);
 pl_status pl_eagle_load(pl_eagle **out, const pl_model *target, const char *dir, pl_error *err);
 int pl_eagle_n_vocab(const pl_eagle *e);

@@ -111,7 +111,8 @@ def make_drafter(path, shape, is_plain, dtype):
     t2d = torch.zeros(v, dtype=torch.bool)
     t2d[ids] = True
     path.mkdir()
-    save_file(w | {"d2t": ids - torch.arange(vd), "t2d": t2d}, path / "model.safetensors")
+    tables = {"d2t": ids - torch.arange(vd), "t2d": t2d} if vd < v else {}
+    save_file(w | tables, path / "model.safetensors")
     config = {"architectures": ["LlamaForCausalLMEagle3"], "model_type": "llama", "hidden_size": c,
               "intermediate_size": f, "num_hidden_layers": 1, "num_attention_heads": h,
               "num_key_value_heads": hkv, "head_dim": d, "vocab_size": v, "draft_vocab_size": vd,
