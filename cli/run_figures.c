@@ -9,19 +9,21 @@
 /* The newest figures of a worker. */
 struct run_worker_figures {
     char name[64];
-    int is_current;   /* they are of the batch at hand */
-    uint32_t halt_us; /* of the leaving that was counted last */
+    int is_current;    /* they are of the batch at hand */
+    uint32_t halt_us;  /* of the leaving that was counted last */
     pl_msg_drafting m; /* its pointers are not valid */
     float alpha[PL_DRAFTING_DEPTHS];
     pl_pass_cost costs[PL_COST_BUCKETS];
 };
 
-void run_figures_clear(run_figures *f)
+void run_figures_clear(run_figures *f, int is_told)
 {
     for (int i = 0; i < f->n; i++)
         f->list[i].is_current = 0;
-    f->n_halts = 0;
-    f->halt_s = f->halt_ms = 0;
+    if (is_told) {
+        f->n_halts = 0;
+        f->halt_s = f->halt_ms = 0;
+    }
     f->n_published = f->n_rollbacks = 0;
 }
 

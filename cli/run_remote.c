@@ -321,7 +321,7 @@ static pl_status open_batch(remote *r, run_batch *b, pl_error *err)
     const int is_training = b->id >> 32 == 0;
     b->is_continued = is_training && !r->has_begun && (r->w.epoch > 1 || b->id > 1);
     r->has_begun |= is_training;
-    run_figures_clear(&r->figures);
+    run_figures_clear(&r->figures, r->batch >> 32 == 0);
     r->is_collected = 0;
     free(r->state);
     free(r->refused);

@@ -68,7 +68,8 @@ typedef struct run_figures {
     double halt_s, halt_ms;
     int64_t n_published, n_rollbacks;
 } run_figures;
-void run_figures_clear(run_figures *f); /* another batch begins */
+/* Another batch begins; is_told: a step told of the one before, and of who left its session. */
+void run_figures_clear(run_figures *f, int is_told);
 void run_figures_done(run_figures *f);
 void run_figures_take(run_figures *f, const pl_msg_drafting *m);
 /* b's stats and drafting, from its responses and what was taken. */

@@ -2,7 +2,7 @@
  *
  * config.json and model.safetensors as SGLang and vLLM read them: architecture
  * LlamaForCausalLMEagle3, d2t[i] = id_i - i (int64), t2d a mask over the target's vocabulary
- * (bool).  EAGLE-3.1 is said by fc_norm and norm_output, which a plain EAGLE-3 lacks.  The layers
+ * (bool), both only where the draft vocabulary is a part of the target's.  EAGLE-3.1 is said by fc_norm and norm_output, which a plain EAGLE-3 lacks.  The layers
  * that are read are named twice: for SGLang (eagle_config) by the layer whose output it is, for
  * vLLM (top level) by the layer whose input it is, one more.  Weights are fp32, so that training
  * goes on from the same bits. */

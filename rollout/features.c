@@ -150,20 +150,13 @@ static void settle_prompt(pl_engine *e, group *g, int position, size_t i_row, in
             n - skip);
 }
 
-static void settle_response(
-    pl_engine *e, sequence *s, int position, const int32_t *tokens, size_t i_row, int n)
+/* is_known: the tokens were drawn before, here or elsewhere. */
+static void settle_response(pl_engine *e, sequence *s, int position, const int32_t *tokens,
+    size_t i_row, int n, int is_known)
 {
-    windows_take(e, s, position, tokens, i_row, n);
+    windows_take(e, s, position, tokens, i_row, n, is_known);
     if (feeds_learned(e) && s->place >= 0 && s->finish == PL_FINISH_NONE)
         feed(e, s->place, position, tokens, i_row, n);
-}
-
-/* Tokens that were drawn before, here or elsewhere. */
-static void settle_known(
-    pl_engine *e, sequence *s, int position, const int32_t *tokens, size_t i_row, int n)
-{
-    settle_response(e, s, position, tokens, i_row, n);
-    windows_serve(s);
 }
 
 /* The accepted path, in pieces of rows that follow one another. */
@@ -174,7 +167,8 @@ static void settle_draft(pl_engine *e, const work *w, size_t i_row)
     for (int i = 0, n; i < w->n_kept; i += n) {
         for (n = 1; i + n < w->n_kept && row[i + n] == row[i] + n;)
             n++;
-        settle_response(e, w->s, position + i, w->draft.token + row[i], i_row + (size_t)row[i], n);
+        settle_response(
+            e, w->s, position + i, w->draft.token + row[i], i_row + (size_t)row[i], n, 0);
     }
     windows_settle(e, w->s);
 }
@@ -195,7 +189,7 @@ void features_settle(pl_engine *e, const plan *p)
         else if (seg->kv == &w->s->group->kv)
             settle_prompt(e, w->s->group, position, i_row, seg->n_rows);
         else
-            settle_known(e, w->s, position, seg->tokens, i_row, seg->n_rows);
+            settle_response(e, w->s, position, seg->tokens, i_row, seg->n_rows, 1);
         i_row += (size_t)seg->n_rows;
     }
 }

@@ -238,9 +238,10 @@ void windows_open(pl_engine *e, sequence *s);
 void windows_close(pl_engine *e, sequence *s);
 void windows_forget(pl_engine *e, group *g);
 void windows_done(pl_engine *e);
-/* Rows of the last pass from i_row on are those of n tokens from position on. */
-void windows_take(
-    pl_engine *e, sequence *s, int position, const int32_t *tokens, size_t i_row, int n);
+/* Rows of the last pass from i_row on are those of n tokens from position on; is_known: which were
+ * drawn before, so that no drafter served them now. */
+void windows_take(pl_engine *e, sequence *s, int position, const int32_t *tokens, size_t i_row,
+    int n, int is_known);
 void windows_take_prompt(pl_engine *e, group *g, int position, size_t i_row, int n);
 /* The drafter in service is there from the next round on. */
 void windows_serve(sequence *s);

@@ -158,8 +158,8 @@ void windows_serve(sequence *s)
         s->rec->served_from = s->rec->n;
 }
 
-void windows_take(
-    pl_engine *e, sequence *s, int position, const int32_t *tokens, size_t i_row, int n)
+void windows_take(pl_engine *e, sequence *s, int position, const int32_t *tokens, size_t i_row,
+    int n, int is_known)
 {
     recorder *r = s->rec;
     const int skip = s->recorded > position ? s->recorded - position : 0; /* handed over already */
@@ -182,6 +182,8 @@ void windows_take(
         tokens += k;
         i_row += (size_t)k;
         n -= k;
+        if (is_known)
+            windows_serve(s);
     }
 }
 

@@ -30,7 +30,7 @@ typedef struct pl_spot_options {
     uint64_t seed;
     double gate_s; /* seconds of training between two gates, at least (and twice what a gate takes);
                       0: after every step; 10 */
-    int gate_tokens;  /* held out, at least; 2000 */
+    int gate_tokens;  /* held out (or served), at least; 2000 */
     int gate_samples; /* at least; 8 */
     int max_versions; /* kept on disk; 16 */
     /* "random", a drafter's directory, or a checkpoint (of pl_spot_checkpoint); NULL: an existing

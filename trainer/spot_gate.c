@@ -12,7 +12,8 @@
  *   the serving one's parent is better than it by two standard errors,     the parent's weights
  *     paired, on the rounds that it served                                  under a new number
  *   the candidate is better than it by more than one, on what is held out  published
- * The rounds that a version served came after it was trained, so they need not be held out.  It is
+ * The rounds that a version served came after it was trained (unless a run was set back and draws
+ * them again), so they need not be held out.  It is
  * weighed once a policy version.  With none in service the candidate is held against a token a
  * round: no drafting. */
 #include "core/file.h"
@@ -42,6 +43,12 @@ static uint64_t trained_us(const pl_spot *s)
 {
     spot_record r;
     return spot_valid(&s->file, &r) >= 0 ? r.trained_us : 0;
+}
+
+/* After a gate without a verdict, or it never trains. */
+static void wait_for_more(pl_spot *s)
+{
+    s->gate.check_us = trained_us(s) + (uint64_t)(GATE_PAUSE * s->gate.cost_s * 1e6);
 }
 
 int spot_gate_is_due(const pl_spot *s)
@@ -349,7 +356,10 @@ static pl_status decide_back(pl_spot *s, pl_error *err)
         pl_replay_tau(g->parent.rounds, g->batch.n), se);
     if (!isfinite(se) || !(back > ROLLBACK * se) || !(back > 0)) {
         g->is_on = g->is_back = 0;
-        return begin_candidate(s, err);
+        const pl_status st = begin_candidate(s, err);
+        if (st == PL_E_TIMEOUT)
+            wait_for_more(s);
+        return st;
     }
     pl_log_warn(s->log,
         "drafter version %u is taken back: on the rounds that it served %u replays better by %.3f "
@@ -425,8 +435,7 @@ static pl_status go_on(pl_spot *s, pl_error *err)
     spot_gate *g = &s->gate;
 
     if (s->newest > g->newest + GATE_AGE) {
-        g->check_us =
-            trained_us(s) + (uint64_t)(GATE_PAUSE * g->cost_s * 1e6); /* or it never trains */
+        wait_for_more(s);
         return pl_fail(err, PL_E_TIMEOUT, "drafter gate: its text is of a policy long gone");
     }
     const pl_status st = spot_versions_open(s, err); /* another lead may have published */

@@ -311,7 +311,8 @@ pl_status spot_publish_poll(pl_spot *s, int wait, pl_spot_published *out, pl_err
 /* ---- spot_gate.c ---- */
 
 int spot_gate_is_due(const pl_spot *s);
-/* Begin, or go on with, a gate: one piece.  PL_E_TIMEOUT: there is too little held out. */
+/* Begin, or go on with, a gate: one piece.  PL_E_TIMEOUT: not now, there is too little held out or
+ * what it weighs has changed. */
 pl_status spot_gate_work(pl_spot *s, pl_error *err);
 void spot_gate_drop(pl_spot *s);
 /* e (*taken*) serves now; the one that did is its parent. */

@@ -178,6 +178,14 @@ static void *run_publish(void *arg)
     return NULL;
 }
 
+/* The one in service is weighed again. */
+static void give_up(pl_spot *s)
+{
+    pl_eagle_free(s->publish.e);
+    s->publish.e = NULL;
+    s->gate.back_version = 0;
+}
+
 pl_status spot_publish_begin(pl_spot *s, pl_eagle *e, const pl_spot_published *what, pl_error *err)
 {
     spot_publish *p = &s->publish;
@@ -197,10 +205,8 @@ pl_status spot_publish_begin(pl_spot *s, pl_eagle *e, const pl_spot_published *w
         st = describe(s, p, err);
     if (st == PL_OK)
         st = spot_job_start(&p->job, run_publish, p, err);
-    if (st != PL_OK) {
-        pl_eagle_free(p->e);
-        p->e = NULL;
-    }
+    if (st != PL_OK)
+        give_up(s);
     return st;
 }
 
@@ -235,8 +241,7 @@ pl_status spot_publish_poll(pl_spot *s, int wait, pl_spot_published *out, pl_err
         return PL_OK;
     const pl_status st = spot_job_join(&p->job, err);
     if (st != PL_OK) {
-        pl_eagle_free(p->e);
-        p->e = NULL;
+        give_up(s);
         pl_log_warn(s->log, "drafter version %u was not published, continuing: %s",
             (unsigned)p->what.version, p->job.err.msg);
         return pl_wrap(err, st, "drafter version %u was not published", (unsigned)p->what.version);

@@ -55,7 +55,7 @@ enum { PL_HELD_OUT = 8 };
 typedef struct pl_windows_pick {
     int is_held_out;
     uint32_t served_by; /* not 0: in place of those held out, all with rounds that this version of
-                           the drafter was in service for: it cannot have trained on them */
+                           the drafter was in service for, which came after its training */
     uint32_t newest;    /* policy version at hand: windows of it and the one before are preferred */
     uint64_t seed;      /* of the choice: the same contents and seed give the same windows */
     int min_rows;       /* shorter windows are left out */

@@ -207,7 +207,7 @@ int pl_windows_choose(pl_windows *const *b, int n_buffers, const pl_windows_pick
         if (!windows_copy(b[at], (int)(k - b[at]->candidates), k->serial,
                 (unsigned char *)storage + (size_t)n * room, &out[n]))
             continue;
-        k->n_chosen++;
+        k->n_chosen += !is_to_judge(p);
         n++;
     }
     return n;

@@ -55,6 +55,8 @@ static void build_slot(source *s, unsigned char *slot, const windows_shape *shap
     sequence = small[0];
     take(s, &f, sizeof f);
     f.n = small[1] % 8 == 7 ? f.n : small[1] % 4;
+    f.served_from = small[1] & 64 ? f.served_from : small[1] >> 4 & 3;
+    f.drafter %= 4;
     take(s, tokens, sizeof tokens);
     take(s, numbers, sizeof numbers);
     take(s, &spoil, 1);
@@ -89,27 +91,34 @@ static size_t build(unsigned char *file, source *s, uint64_t n_touched)
     return shape.file_bytes;
 }
 
-static void check_text(const pl_feature_window *w, int is_held_out)
+enum { TRAINS, HELD_OUT, SERVED, SERVED_BY = 2 };
+
+static void check_text(const pl_feature_window *w, int kind)
 {
     must(w->n >= 1 && w->n <= WINDOW && w->position >= 0 && w->n_prompt >= 0 && w->top_k >= 0);
     must(w->position <= WINDOWS_PLACE_MAX && w->n_prompt <= WINDOWS_PLACE_MAX);
     must(isfinite(w->temperature) && w->temperature >= 0 && w->top_p > 0 && w->top_p <= 1);
     must(w->min_p >= 0 && w->min_p <= 1 && (w->is_last == 0 || w->is_last == 1));
-    must((w->uid % PL_HELD_OUT == 0) == is_held_out);
+    must(w->served_from >= 0 && w->served_from <= w->n);
+    must(kind == SERVED ? w->drafter == SERVED_BY
+                        : (w->uid % PL_HELD_OUT == 0) == (kind == HELD_OUT));
     for (int i = 0; i < w->n; i++)
         must(w->tokens[i] >= 0 && w->tokens[i] < V);
 }
 
-static void check_window(const pl_feature_window *w, int is_held_out)
+static void check_window(const pl_feature_window *w, int kind)
 {
-    check_text(w, is_held_out);
+    check_text(w, kind);
     must(windows_is_finite(w->features, (size_t)w->n * PL_FEATURE_LAYERS * ROW));
     must(windows_is_finite(w->hidden, (size_t)w->n * ROW));
 }
 
-static void check_choice(pl_windows *b, int is_held_out)
+static void check_choice(pl_windows *b, int kind)
 {
-    const pl_windows_pick p = {.is_held_out = is_held_out, .newest = 3, .seed = 1};
+    const pl_windows_pick p = {.is_held_out = kind == HELD_OUT,
+        .served_by = kind == SERVED ? SERVED_BY : 0,
+        .newest = 3,
+        .seed = 1};
     const size_t room = pl_windows_room(&options);
     pl_feature_window out[OUT];
     unsigned char *storage = malloc(OUT * room); /* of exactly this size, for ASan */
@@ -118,7 +127,7 @@ static void check_choice(pl_windows *b, int is_held_out)
     const int n = pl_windows_choose(&b, 1, &p, storage, out, OUT);
     must(n >= 0 && n <= OUT);
     for (int i = 0; i < n; i++)
-        check_window(&out[i], is_held_out);
+        check_window(&out[i], kind);
     free(storage);
 
     int32_t *tokens = malloc(OUT * WINDOW * sizeof *tokens);
@@ -126,7 +135,7 @@ static void check_choice(pl_windows *b, int is_held_out)
     const int n_read = pl_windows_read(&b, 1, &p, tokens, out, OUT);
     must(n_read >= n && n_read <= OUT); /* the numbers of some may be damaged */
     for (int i = 0; i < n_read; i++)
-        check_text(&out[i], is_held_out);
+        check_text(&out[i], kind);
     free(tokens);
 }
 
@@ -156,8 +165,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     const pl_status st = pl_windows_attach(&b, path, &options, &err);
     must(st == PL_OK || (st == PL_E_FORMAT && err.msg[0] != 0 && !b));
     if (st == PL_OK) {
-        check_choice(b, 0);
-        check_choice(b, 1);
+        check_choice(b, TRAINS);
+        check_choice(b, HELD_OUT);
+        check_choice(b, SERVED);
         pl_windows_get_stats(b, &stats);
         must(stats.n_used <= stats.n_slots && stats.bytes == n && stats.n_put >= 0);
     }

@@ -452,6 +452,65 @@ Test(learned, a_sample_that_is_prefilled_anew_hands_no_row_over_twice, .timeout 
     bed_close(&b);
 }
 
+/* Which windows lie in the prefix, across its end, behind it. */
+typedef struct served {
+    int n_prefix[SAMPLES];
+    int n_known, n_across, n_drawn;
+} served;
+
+/* What a sample came with was drawn elsewhere: rounds begin at its last token. */
+static void check_served(void *ctx, const pl_feature_window *w)
+{
+    served *s = ctx;
+    const int n_prefix = s->n_prefix[w->uid];
+    const int first = w->n_prompt + n_prefix - (n_prefix > 0) - w->position;
+    const int want = first < 0 ? 0 : first < w->n ? first : w->n;
+    cr_expect_eq(w->served_from, want, "sample %u: rows %d to %d, %d of the prompt, %d known: %d",
+        w->uid, w->position, w->position + w->n, w->n_prompt, n_prefix, w->served_from);
+    s->n_known += n_prefix > 0 && want == w->n;
+    s->n_across += n_prefix > 0 && want > 0 && want < w->n;
+    s->n_drawn += want == 0;
+}
+
+Test(learned, windows_of_what_a_sample_came_with_were_served_by_nobody, .timeout = 120)
+{
+    bed b;
+    pl_error err;
+    find_base(&b);
+    pl_eagle *x = random_drafter(&b, 1);
+    for (int max_rows = 16; max_rows <= 128; max_rows *= 8) { /* a prefix in pieces, or in one */
+        const setting s = {.batch = 8,
+            .max_rows = max_rows,
+            .speculative = 1,
+            .controller = PL_CONTROLLER_FIXED,
+            .learned_window = 64};
+        served seen = {0};
+        pl_engine *e = make_engine(&b, &s);
+        cr_assert_eq(pl_engine_set_windows(e, check_served, &seen, 5, &err), PL_OK);
+        cr_assert_eq(pl_engine_set_drafter(e, x, &err), PL_OK, "%s", err.msg);
+        memset(got, 0, sizeof got);
+        for (int i = 0; i < SAMPLES; i++) {
+            pl_request r = request_of(i);
+            if (i % 2 == 1 && base[i].n > 8) {
+                r.prefix = base[i].tokens;
+                r.prefix_logprobs = base[i].logprobs;
+                r.n_prefix = seen.n_prefix[i] = base[i].n - 4;
+                got[i] = base[i];
+                got[i].n = r.n_prefix;
+                got[i].finish = PL_FINISH_NONE;
+            }
+            cr_assert_eq(pl_engine_submit(e, &r, &err), PL_OK, "%s", err.msg);
+        }
+        cr_assert_eq(pl_engine_run(e, keep_answer, got, &err), PL_OK, "%s", err.msg);
+        cr_expect(seen.n_known > 3 && seen.n_across > 3 && seen.n_drawn > 3, "%d, %d, %d",
+            seen.n_known, seen.n_across, seen.n_drawn);
+        expect_same(base, got, "prefixes");
+        pl_engine_free(e);
+    }
+    pl_eagle_free(x);
+    bed_close(&b);
+}
+
 /* [0] how many, [1] the policy version of the newest */
 static void count_windows(void *ctx, const pl_feature_window *w)
 {

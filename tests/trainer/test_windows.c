@@ -716,6 +716,9 @@ Test(windows, that_a_version_served_are_chosen_whether_they_train_or_not)
     }
     p.served_by = 9;
     cr_assert_eq(pl_windows_choose(&w, 1, &p, storage, out, MAX), 0);
+    /* Nor is what was judged by trained on less. */
+    for (int i = 0; i < w->shape.n_slots; i++)
+        cr_assert_eq(w->candidates[i].n_chosen, 0);
     pl_windows_close(w);
 }
 
