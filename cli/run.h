@@ -158,7 +158,7 @@ typedef struct run_draft_figures {
      * to be free in all and at most. */
     int64_t n_halts;
     double halt_s, halt_ms;
-    double idle_s;    /* of workers, from their drain to the last response */
+    double idle_s;                          /* of workers, from their drain to the last response */
     double train_s, gate_s, pack_s, wait_s; /* of idle_s; num_workers=0: of the slice */
     int64_t n_steps, n_dropped, n_tokens;   /* optimizer steps; micro-batches lost; trained on */
     int64_t n_published, n_rollbacks, n_swaps;
@@ -185,6 +185,8 @@ void run_drafting_close(run_drafting *d); /* before the engine is freed */
  * this version takes it from memory. */
 pl_status run_drafting_serve(run_drafting *d, const char *dir, uint32_t version, pl_error *err);
 int run_drafting_holds(const run_drafting *d, uint32_t version);
+/* e (*taken*) is what the next call with this version takes. */
+void run_drafting_hold(run_drafting *d, pl_eagle *e, uint32_t version);
 uint32_t run_drafting_version(const run_drafting *d);
 /* Who drafts for the samples to come (pl_speculate); none is running. */
 void run_drafting_speculate(run_drafting *d, uint32_t how);

@@ -169,6 +169,13 @@ int run_drafting_holds(const run_drafting *d, uint32_t version)
     return d->held && d->held_version == version;
 }
 
+void run_drafting_hold(run_drafting *d, pl_eagle *e, uint32_t version)
+{
+    pl_eagle_free(d->held); /* an older one */
+    d->held = e;
+    d->held_version = version;
+}
+
 /* What was held, or from dir. */
 static pl_status take_drafter(
     run_drafting *d, const char *dir, uint32_t version, pl_eagle **out, pl_error *err)

@@ -79,7 +79,7 @@ static pl_status fetch(work *w, const pl_msg_version *v, const life *l, pl_error
 }
 
 pl_status work_check_file(
-    const work *w, const char *path, const pl_hash *root, uint64_t n_bytes, pl_error *err)
+    int n_threads, const char *path, const pl_hash *root, uint64_t n_bytes, pl_error *err)
 {
     pl_file f = {0};
     pl_hash is;
@@ -87,7 +87,7 @@ pl_status work_check_file(
     pl_status st = pl_file_open(&f, path, err);
     if (st != PL_OK)
         return st;
-    st = pl_content_hash(f.data, f.size, w->o.n_threads, NULL, &is, err);
+    st = pl_content_hash(f.data, f.size, n_threads, NULL, &is, err);
     if (st == PL_OK && (f.size != n_bytes || memcmp(is.b, root->b, sizeof is.b) != 0))
         st = pl_fail(err, PL_E_FORMAT,
             "'%s' is not the weights that were announced: it was changed on disk", path);
@@ -102,7 +102,7 @@ static pl_status check_files(const work *w, const pl_msg_version *v, const life 
 
     snprintf(path, sizeof path, "%s/model.safetensors", v->dir);
     l->keep_alive(l->ctx);
-    const pl_status st = work_check_file(w, path, &v->hash, v->n_bytes, err);
+    const pl_status st = work_check_file(w->o.n_threads, path, &v->hash, v->n_bytes, err);
     l->keep_alive(l->ctx);
     return st == PL_OK ? st : pl_wrap(err, st, "version %u", v->version);
 }
@@ -214,7 +214,7 @@ static pl_status work_all(
     if (st == PL_OK)
         st = pl_work(&w->o, &callbacks, w->ipc, &w->log, err);
     pl_ipc_free(w->ipc);
-    run_drafting_close(w->drafting);
+    work_drafting_close(w);
     pl_engine_free(w->engine);
     cli_model_close(&w->m);
     if (w->cache[0]) {

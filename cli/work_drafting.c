@@ -7,6 +7,81 @@
 #include <string.h>
 #include <unistd.h>
 
+/* ---- a version is hashed, and read ---- */
+
+static pl_status hash_file(const char *path, pl_msg_drafter *d, pl_error *err)
+{
+    pl_file f = {0};
+
+    pl_status st = pl_file_open(&f, path, err);
+    if (st != PL_OK)
+        return st;
+    d->n_bytes = f.size;
+    st = pl_content_hash(f.data, f.size, 1, NULL, &d->hash, err);
+    pl_file_close(&f);
+    return st;
+}
+
+static void *read_version(void *arg)
+{
+    work_reader *r = arg;
+    char path[sizeof r->dir + 32];
+
+    snprintf(path, sizeof path, "%s/model.safetensors", r->dir);
+    if (!r->target)
+        r->status = hash_file(path, &r->what, &r->err);
+    else
+        r->status = work_check_file(1, path, &r->what.hash, r->what.n_bytes, &r->err);
+    if (r->target && r->status == PL_OK)
+        r->status = pl_eagle_load(&r->e, r->target, r->dir, &r->err);
+    if (r->e)
+        pl_eagle_pack_alone(r->e);
+    atomic_store(&r->is_done, 1);
+    return NULL;
+}
+
+/* The directory is set.  Nothing may run. */
+static void begin_reading(work_reader *r, const pl_msg_drafter *d, const pl_model *target)
+{
+    r->what = *d;
+    r->what.dir = r->what.host = r->what.endpoint = ""; /* they are of a message */
+    r->target = target;
+    memset(&r->err, 0, sizeof r->err);
+    atomic_store(&r->is_done, 0);
+    r->is_running = pthread_create(&r->thread, NULL, read_version, r) == 0;
+    if (!r->is_running)
+        (void)read_version(r);
+}
+
+/* 1 when it has an end: what it brought is the caller's. */
+static int has_read(work_reader *r)
+{
+    if (!atomic_load(&r->is_done))
+        return 0;
+    if (r->is_running)
+        (void)pthread_join(r->thread, NULL);
+    r->is_running = 0;
+    atomic_store(&r->is_done, 0);
+    return 1;
+}
+
+static void end_reading(work_reader *r)
+{
+    if (r->is_running)
+        (void)pthread_join(r->thread, NULL);
+    pl_eagle_free(r->e);
+    r->e = NULL;
+    r->is_running = 0;
+    atomic_store(&r->is_done, 0);
+}
+
+void work_drafting_close(work *w)
+{
+    end_reading(&w->hasher);
+    end_reading(&w->reader);
+    run_drafting_close(w->drafting);
+}
+
 /* ---- sessions ---- */
 
 typedef struct permission {
@@ -23,31 +98,19 @@ static int is_wanted_back(void *ctx)
 /* What others need to have the version: its files by their hashes. */
 static pl_status announce(work *w, const pl_spot_published *p, uint64_t session, pl_error *err)
 {
-    char path[sizeof w->announced_dir + 32];
-    pl_file f = {0};
-    pl_msg_drafter d = {.version = p->version,
+    const pl_msg_drafter d = {.version = p->version,
         .parent = p->parent,
         .session = session,
         .step = (uint64_t)p->step,
-        .dir = w->announced_dir,
-        .host = w->host,
-        .endpoint = "",
         .tau = (float)p->tau,
         .tau_parent = (float)p->tau_parent,
         .se = (float)p->se,
         .rollback = (uint32_t)p->is_rollback};
 
-    pl_status st = run_absolute(p->dir, w->announced_dir, sizeof w->announced_dir, err);
-    snprintf(path, sizeof path, "%s/model.safetensors", w->announced_dir);
+    end_reading(&w->hasher); /* of an older one */
+    const pl_status st = run_absolute(p->dir, w->hasher.dir, sizeof w->hasher.dir, err);
     if (st == PL_OK)
-        st = pl_file_open(&f, path, err);
-    if (st != PL_OK)
-        return st;
-    d.n_bytes = f.size;
-    st = pl_content_hash(f.data, f.size, w->o.n_threads, NULL, &d.hash, err);
-    pl_file_close(&f);
-    if (st == PL_OK)
-        w->announced = d;
+        begin_reading(&w->hasher, &d, NULL);
     return st;
 }
 
@@ -81,9 +144,26 @@ void work_train_end(void *ctx)
         run_drafting_end(w->drafting);
 }
 
+static void take_announcement(work *w)
+{
+    snprintf(w->announced_dir, sizeof w->announced_dir, "%s", w->hasher.dir);
+    w->announced = w->hasher.what;
+    w->announced.dir = w->announced_dir;
+    w->announced.host = w->host;
+}
+
 int work_publish(void *ctx, pl_msg_drafter *d)
 {
     work *w = ctx;
+    work_reader *r = &w->hasher;
+
+    if (has_read(r)) {
+        if (r->status != PL_OK)
+            pl_log_warn(
+                &w->log, "drafter version %u is not announced: %s", r->what.version, r->err.msg);
+        else
+            take_announcement(w);
+    }
     if (!w->announced.version)
         return 0;
     *d = w->announced;
@@ -141,25 +221,39 @@ pl_status work_drafter(
     void *ctx, const pl_msg_drafter *d, void (*keep_alive)(void *), void *ka_ctx, pl_error *err)
 {
     work *w = ctx;
+    work_reader *r = &w->reader;
     life l = {keep_alive, ka_ctx};
-    char dir[DIR_ROOM], path[DIR_ROOM + 32];
-    pl_status st = PL_OK;
 
     w->told = d->version > w->told ? d->version : w->told;
     if (w->announced.version && d->version >= w->announced.version)
         w->announced.version = 0;
     if (!w->drafting || d->version == run_drafting_version(w->drafting))
         return PL_OK;
-    snprintf(dir, sizeof dir, "%s", d->dir);
     if (run_drafting_holds(w->drafting, d->version))
-        return run_drafting_serve(w->drafting, dir, d->version, err);
-    if (strcmp(d->host, w->host) == 0 && access(dir, R_OK) == 0) {
-        snprintf(path, sizeof path, "%s/model.safetensors", dir);
-        st = work_check_file(w, path, &d->hash, d->n_bytes, err);
-    } else {
-        st = fetch(w, d, dir, &l, err);
+        return run_drafting_serve(w->drafting, r->dir, d->version, err);
+    if (has_read(r)) {
+        if (r->what.version == d->version && r->status == PL_OK) {
+            run_drafting_hold(w->drafting, r->e, d->version);
+            r->e = NULL;
+            return run_drafting_serve(w->drafting, r->dir, d->version, err);
+        }
+        end_reading(r);
+        if (r->what.version == d->version) {
+            if (err)
+                *err = r->err;
+            return r->status;
+        }
     }
-    return st == PL_OK ? run_drafting_serve(w->drafting, dir, d->version, err) : st;
+    if (r->is_running)
+        return pl_fail(err, PL_E_TIMEOUT, "drafter version %u is being read", r->what.version);
+    pl_status st = PL_OK;
+    snprintf(r->dir, sizeof r->dir, "%s", d->dir);
+    if (strcmp(d->host, w->host) != 0 || access(r->dir, R_OK) != 0)
+        st = fetch(w, d, r->dir, &l, err);
+    if (st != PL_OK)
+        return st;
+    begin_reading(r, d, w->m.model);
+    return pl_fail(err, PL_E_TIMEOUT, "drafter version %u is being read", d->version);
 }
 
 void work_speculate(void *ctx, uint32_t how)

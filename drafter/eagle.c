@@ -296,6 +296,16 @@ int pl_eagle_pack_one(pl_eagle *e)
     return pack_one_of(e, &e->stale, pack_share);
 }
 
+void pl_eagle_pack_alone(pl_eagle *e)
+{
+    for (int i = EAGLE_FC; i < EAGLE_N_PARAMS; i++) {
+        pack_job j = {e, &e->p[i]};
+        if (e->stale >> i & 1)
+            pack_share(&j, 0, 1);
+    }
+    e->stale = 0;
+}
+
 int eagle_pack_one_to_train(pl_eagle *e)
 {
     return pl_eagle_pack_one(e) || pack_one_of(e, &e->stale_t, pack_t_share);

@@ -165,9 +165,14 @@ pl_status pl_eagle_from(pl_eagle **out, const pl_model *target, const pl_eagle_s
     const int32_t *vocab, const float *weights, pl_error *err);
 const float *pl_eagle_get_weights(const pl_eagle *e); /* *borrowed*, until they are set */
 void pl_eagle_set_weights(pl_eagle *e, const float *weights);
+/* The same of elements begin .. begin + n - 1. */
+void pl_eagle_set_part(pl_eagle *e, const float *weights, size_t begin, size_t n);
 /* Pack one matrix, over the target's team, for products to read; 0: none was left.  Who drafts or
  * trains does so at the beginning; who must not be held up for all of them does so before. */
 int pl_eagle_pack_one(pl_eagle *e);
+/* Pack them all, by this thread alone: a drafter that nobody else has yet, beside passes of the
+ * target. */
+void pl_eagle_pack_alone(pl_eagle *e);
 /* L2 norm of grads [n_elements]. */
 double pl_eagle_norm(const pl_eagle *e, const float *grads);
 /* Elements begin .. begin + n - 1 (multiples of 16) of one AdamW update with grads of that norm,

@@ -59,7 +59,12 @@ const float *pl_eagle_get_weights(const pl_eagle *e)
 
 void pl_eagle_set_weights(pl_eagle *e, const float *weights)
 {
-    memcpy(e->w, weights, e->n_elements * sizeof *e->w);
+    pl_eagle_set_part(e, weights, 0, e->n_elements);
+}
+
+void pl_eagle_set_part(pl_eagle *e, const float *weights, size_t begin, size_t n)
+{
+    memcpy(e->w + begin, weights + begin, n * sizeof *e->w);
     eagle_touch(e);
 }
 

@@ -50,7 +50,7 @@ typedef struct pl_worker_io {
     void (*train_end)(void *ctx);
     /* Make this version of the drafter the engine's; called between rounds, samples may run.
      * keep_alive as of load.  On an error the one before goes on; tried WORKER_TRIES times.
-     * PL_E_TIMEOUT: not while these samples run; asked again until then.  NULL: versions are not
+     * PL_E_TIMEOUT: not yet, or not while these samples run; asked again.  NULL: versions are not
      * used, and shown as 0. */
     pl_status (*drafter)(void *ctx, const pl_msg_drafter *d, void (*keep_alive)(void *),
         void *ka_ctx, pl_error *err);

@@ -34,6 +34,7 @@ static const pl_replay_options gate_replay = {.steps = 6, .topk = 4, .verify = 1
 #define GATE_PAUSE 2.0
 
 enum {
+    COPY = 256 << 10,        /* weights between two looks at the stop: in fresh memory, 3 ms */
     LOOK_AGAIN_US = 1000000, /* training between two looks for windows, when there were too few */
     GATE_AGE = 8 /* policy versions that a gate's text may be behind: sessions can be too short for
                     a whole gate, and both drafters are weighed on the same text */
@@ -186,15 +187,19 @@ static pl_status copy_candidate(pl_spot *s, pl_error *err)
     const float *weights = state.average ? state.average : state.weights;
     pl_eagle **e = &s->gate.candidate.e;
     pl_status st = PL_OK;
-    if (*e && is_alike(*e, s->e))
-        pl_eagle_set_weights(*e, weights);
-    else {
+    if (!*e || !is_alike(*e, s->e)) {
         pl_eagle_free(*e);
         *e = NULL;
-        st = pl_eagle_from(e, s->target, &shape, pl_eagle_vocab(s->e), weights, err);
+        st = pl_eagle_from(e, s->target, &shape, pl_eagle_vocab(s->e), NULL, err);
     }
     if (st != PL_OK)
         return st;
+    const size_t n_all = pl_eagle_n_elements(*e);
+    for (size_t i = 0; i < n_all; i += COPY) {
+        if (spot_stopped(s))
+            return spot_stop(err);
+        pl_eagle_set_part(*e, weights, i, n_all - i < COPY ? n_all - i : COPY);
+    }
     s->gate.step = r.step;
     return PL_OK;
 }

@@ -168,6 +168,36 @@ Test(eagle_file, a_draft_vocabulary_that_is_the_target_s_has_no_tables)
     bed_done(&b);
 }
 
+Test(eagle_file, weights_that_come_in_parts_and_are_packed_alone_are_the_same)
+{
+    const pl_eagle_options o = {.seed = 3}, o2 = {.seed = 4};
+    pl_error err = {0};
+    pl_eagle *x = NULL, *y = NULL;
+    bed b;
+
+    bed_init(&b, &small, 2);
+    cr_assert_eq(pl_eagle_new(&x, b.m, &o, &err), PL_OK, "%s", err.msg);
+    cr_assert_eq(pl_eagle_new(&y, b.m, &o2, &err), PL_OK, "%s", err.msg);
+    pl_eagle_pack_alone(y); /* of the other weights: they are old when these come */
+    const size_t n = pl_eagle_n_elements(x), part = n / 3;
+    for (size_t i = 0; i < n; i += part)
+        pl_eagle_set_part(y, pl_eagle_get_weights(x), i, n - i < part ? n - i : part);
+    while (pl_eagle_pack_one(x))
+        continue;
+    pl_eagle_pack_alone(y);
+    cr_expect_eq(pl_eagle_pack_one(y), 0);
+    cr_expect_arr_eq(pl_eagle_get_weights(x), pl_eagle_get_weights(y), n * sizeof(float));
+    for (int i = EAGLE_FC; i < EAGLE_N_PARAMS; i++) {
+        const eagle_matrix *m = &x->p[i];
+        if (m->packed)
+            cr_expect_arr_eq(m->packed, y->p[i].packed,
+                pl_packed_elements(m->rows, m->cols) * sizeof *m->packed);
+    }
+    pl_eagle_free(x);
+    pl_eagle_free(y);
+    bed_done(&b);
+}
+
 /* Every place of a text of the same length. */
 static void replace_all(const char *path, const char *from, const char *to)
 {
