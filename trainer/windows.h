@@ -67,8 +67,8 @@ typedef struct pl_windows_pick {
  * the caller, aligned as malloc's, max times pl_windows_room bytes.  Everything is checked: a
  * window that is torn, damaged or impossible is passed over.  Training picks: a window is chosen
  * less often the more often it was chosen (the count is this view's), long responses of the version
- * before as often as they are missing in the newest.  Held out and
- * served_by: the newest first, all of a uid together. Returns how many. */
+ * before as often as they are missing in the newest.  Held out, and served_by: the newest first, all
+ * of a uid together. Returns how many. */
 int pl_windows_choose(pl_windows *const *b, int n_buffers, const pl_windows_pick *p, void *storage,
     pl_feature_window *out, int max);
 size_t pl_windows_room(const pl_windows_options *o);
