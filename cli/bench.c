@@ -148,7 +148,8 @@ static double seconds_of(struct timeval t)
     return (double)t.tv_sec + (double)t.tv_usec * 1e-6;
 }
 
-static int read_cpu_time(cpu_time *t)
+/* All zero where the system does not tell. */
+static void read_cpu_time(cpu_time *t)
 {
     unsigned long long v[8] = {0}; /* user nice system idle iowait irq softirq steal */
     struct rusage self, children;
@@ -156,12 +157,12 @@ static int read_cpu_time(cpu_time *t)
 
     memset(t, 0, sizeof *t);
     if (!f)
-        return 0;
+        return;
     const int n = fscanf(f, "cpu %llu %llu %llu %llu %llu %llu %llu %llu", &v[0], &v[1], &v[2],
         &v[3], &v[4], &v[5], &v[6], &v[7]);
     fclose(f);
     if (n != 8 || getrusage(RUSAGE_SELF, &self) != 0 || getrusage(RUSAGE_CHILDREN, &children) != 0)
-        return 0;
+        return;
     const double tick = 1.0 / (double)sysconf(_SC_CLK_TCK);
     for (int i = 0; i < 8; i++)
         t->total += (double)v[i] * tick;
@@ -169,7 +170,6 @@ static int read_cpu_time(cpu_time *t)
     t->busy = t->total - (double)(v[3] + v[4] + v[7]) * tick;
     t->own = seconds_of(self.ru_utime) + seconds_of(self.ru_stime) + seconds_of(children.ru_utime) +
              seconds_of(children.ru_stime);
-    return 1;
 }
 
 static void print_noise(FILE *out, const cpu_time *a, const cpu_time *b)
@@ -177,8 +177,10 @@ static void print_noise(FILE *out, const cpu_time *a, const cpu_time *b)
     const double total = b->total - a->total;
     double load = 0, others = b->busy - a->busy - (b->own - a->own);
 
-    if (total <= 0 || getloadavg(&load, 1) != 1)
+    if (total <= 0 || getloadavg(&load, 1) != 1) { /* idle and iowait may even go back */
+        fprintf(out, "noise: not known, as the system's count of CPU time did not go on\n");
         return;
+    }
     if (others < 0) /* ticks and microseconds are counted apart */
         others = 0;
     fprintf(out, "noise: steal %.1f %%, other processes %.1f %% of the CPU time, load %.2f%s\n",
@@ -237,12 +239,13 @@ static pl_status measure(bench *b, const bench_entry *e, pl_error *err)
     b->notes = b->json ? stderr : stdout;
     pl_cpu_read(&b->cpu);
     b->n_threads = b->threads > 0 ? (int)b->threads : b->cpu.n_cpus;
-    const int known = read_cpu_time(&before);
+    read_cpu_time(&before);
     pl_status st = e->run(b, err);
-    if (st == PL_OK && known && read_cpu_time(&after))
+    if (st == PL_OK) {
+        read_cpu_time(&after);
         print_noise(b->notes, &before, &after);
-    if (st == PL_OK)
         st = cli_flush(err);
+    }
     pl_json_done(&b->line);
     return st;
 }
