@@ -40,6 +40,21 @@ passed "and publishes it"
 [ "$(sum "$work/slice" drafter/swaps)" -gt 0 ] || fail "a version that is published is put into use"
 passed "and puts it into use"
 
+# Workers read it by a thread, and take it at a later round's end.  In one run, as who begins anew reads
+# what is there; how much is trained before its end is the machine's.
+put=0
+for n in 16 32 64; do
+    [ "$put" -gt 0 ] && break
+    rm -rf "$work/put"
+    # shellcheck disable=SC2086
+    run_tiny "$work/put" rollout.num_workers=2 $learned speculative.controller=fixed:2_2_4 \
+        data.max_response_length=400 trainer.total_training_steps=$n >"$work/log" 2>&1 ||
+        { cat "$work/log"; fail "workers that publish, $n steps"; }
+    put=$(sum "$work/put" rollout/spec_num_draft_learned)
+done
+[ "$put" -gt 0 ] || fail "a version that a worker publishes is put into use"
+passed "a version that a worker publishes is put into use"
+
 # The mapped buffers are in the plan: 64 MiB more for each of two workers.
 planned() {
     # shellcheck disable=SC2086
