@@ -200,6 +200,8 @@ void pl_spot_free(pl_spot *s)
         return;
     (void)spot_job_join(&s->checkpoint.job, NULL);
     (void)spot_job_join(&s->publish.job, NULL);
+    spot_aside_done(&s->reading);
+    spot_aside_done(&s->starting);
     pl_eagle_free(s->publish.e);
     pl_spot_end(s);
     spot_own_done(s);
@@ -326,8 +328,10 @@ static pl_status work_lead(pl_spot *s, pl_error *err)
             st = spot_claim_take(s, err);
         st = look(s, st, err);
     }
-    if (st == PL_OK)
+    if (st == PL_OK) {
+        spot_aside_tidy(&s->starting);
         st = spot_claim_check(s, err);
+    }
     if (st == PL_OK)
         st = look(s, spot_sync(s, err), err);
     if (st == PL_OK && s->is_look_due)

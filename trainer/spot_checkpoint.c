@@ -1,5 +1,5 @@
-/* trainer/spot_checkpoint.c - work off the training path, and the selective checkpoint: what is
- * trained (vocabulary, weights, moments, average), and nothing of the target.
+/* trainer/spot_checkpoint.c - the selective checkpoint: what is trained (vocabulary, weights,
+ * moments, average), and nothing of the target.
  *
  *     page: head, record, hash of the half | half
  *
@@ -11,38 +11,6 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
-
-/* ---- jobs ---- */
-
-pl_status spot_job_start(spot_job *j, void *(*run)(void *), void *arg, pl_error *err)
-{
-    atomic_store(&j->is_done, 0);
-    if (pthread_create(&j->thread, NULL, run, arg) != 0) {
-        atomic_store(&j->is_pinned, 0);
-        return pl_fail(err, PL_E_NOMEM, "no thread for a file of the drafter");
-    }
-    j->is_running = 1;
-    return PL_OK;
-}
-
-void spot_job_finish(spot_job *j, pl_status status, const pl_error *err)
-{
-    j->status = status;
-    j->err = status == PL_OK ? (pl_error){0} : *err;
-    atomic_store(&j->is_pinned, 0);
-    atomic_store(&j->is_done, 1);
-}
-
-pl_status spot_job_join(spot_job *j, pl_error *err)
-{
-    if (!j->is_running)
-        return PL_OK;
-    (void)pthread_join(j->thread, NULL);
-    j->is_running = 0;
-    if (j->status != PL_OK)
-        return pl_fail(err, j->status, "%s", j->err.msg);
-    return PL_OK;
-}
 
 /* ---- writing ---- */
 
@@ -123,7 +91,7 @@ pl_status pl_spot_checkpoint_wait(pl_spot *s, pl_error *err)
 
 /* ---- reading ---- */
 
-static pl_status load_half(pl_spot *s, const pl_file *f, pl_error *err)
+static pl_status read_half(const pl_spot *s, const pl_file *f, pl_error *err)
 {
     pl_eagle_shape shape;
     pl_eagle *e = NULL;
@@ -154,7 +122,7 @@ static pl_status load_half(pl_spot *s, const pl_file *f, pl_error *err)
         st = pl_fail(err, PL_E_SHAPE, "'%s' has %" PRIu64 " parameters, its drafter %zu", f->path,
             h.n_elements, pl_eagle_n_elements(e));
     if (st == PL_OK)
-        st = spot_file_make(s, e, &state, err);
+        st = spot_file_write(s, e, &state, err);
     pl_eagle_free(e);
     if (st == PL_OK)
         pl_log_info(s->log, "drafter training goes on from checkpoint '%s', step %" PRId64, f->path,
@@ -162,14 +130,20 @@ static pl_status load_half(pl_spot *s, const pl_file *f, pl_error *err)
     return st;
 }
 
-pl_status spot_checkpoint_load(pl_spot *s, const char *path, pl_error *err)
+static pl_status make_of_checkpoint(spot_aside *a, pl_error *err)
 {
     pl_file f = {0};
-    pl_status st = pl_file_open(&f, path, err);
+    pl_status st = pl_file_open(&f, a->path, err);
 
     if (st != PL_OK)
         return st;
-    st = load_half(s, &f, err);
+    st = read_half(a->s, &f, err);
     pl_file_close(&f);
     return st;
+}
+
+pl_status spot_checkpoint_load(pl_spot *s, const char *path, pl_error *err)
+{
+    const pl_status st = spot_aside_run(s, &s->starting, make_of_checkpoint, path, err);
+    return st == PL_OK ? spot_file_open(s, err) : st;
 }

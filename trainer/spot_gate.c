@@ -34,7 +34,6 @@ static const pl_replay_options gate_replay = {.steps = 6, .topk = 4, .verify = 1
 #define GATE_PAUSE 2.0
 
 enum {
-    COPY = 256 << 10,        /* weights between two looks at the stop: in fresh memory, 3 ms */
     LOOK_AGAIN_US = 1000000, /* training between two looks for windows, when there were too few */
     GATE_AGE = 8 /* policy versions that a gate's text may be behind: sessions can be too short for
                     a whole gate, and both drafters are weighed on the same text */
@@ -194,14 +193,10 @@ static pl_status copy_candidate(pl_spot *s, pl_error *err)
     }
     if (st != PL_OK)
         return st;
-    const size_t n_all = pl_eagle_n_elements(*e);
-    for (size_t i = 0; i < n_all; i += COPY) {
-        if (spot_stopped(s))
-            return spot_stop(err);
-        pl_eagle_set_part(*e, weights, i, n_all - i < COPY ? n_all - i : COPY);
-    }
-    s->gate.step = r.step;
-    return PL_OK;
+    st = spot_copy_weights(s, *e, weights, err);
+    if (st == PL_OK)
+        s->gate.step = r.step;
+    return st;
 }
 
 static int is_back_due(const pl_spot *s)
@@ -224,8 +219,6 @@ static pl_status load_parent(pl_spot *s, pl_error *err)
 
     if (parent->e && parent->version == s->serving_parent)
         return PL_OK;
-    if (spot_stopped(s))
-        return spot_stop(err);
     pl_eagle_free(parent->e);
     parent->e = NULL;
     parent->version = s->serving_parent;
@@ -299,12 +292,12 @@ static pl_status begin(pl_spot *s, pl_error *err)
     if (st != PL_OK)
         return st;
     st = spot_init_load(s, err);
+    if (st == PL_E_STOPPED)
+        return st;
     if (st != PL_OK) { /* without it nothing can be weighed; training goes on meanwhile */
         g->check_us = trained_us(s) + LOOK_AGAIN_US;
         return st;
     }
-    if (spot_stopped(s))
-        return spot_stop(err);
     st = is_back_due(s) ? begin_back(s, err) : PL_E_TIMEOUT;
     if (st == PL_E_TIMEOUT)
         st = begin_candidate(s, err);

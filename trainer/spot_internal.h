@@ -116,6 +116,22 @@ typedef struct spot_job {
     pl_error err;
 } spot_job;
 
+/* Something large that is made by a thread, from what is here and from what of the trainer no piece
+ * of work changes.  A piece of work waits for it; one that is told to stop leaves the thread at it,
+ * and a later one goes on waiting. */
+typedef struct spot_aside spot_aside;
+typedef pl_status spot_make(spot_aside *a, pl_error *err);
+struct spot_aside {
+    spot_job job;
+    const struct pl_spot *s;
+    spot_make *make;
+    char path[SPOT_PATH];
+    const pl_eagle *from; /* *borrowed* */
+    pl_eagle *e;          /* *owned*: what it is made from, or was made */
+    int32_t *ids;         /* *owned* */
+    int n_ids;
+};
+
 typedef struct spot_publish {
     spot_job job;
     pl_eagle *e; /* *owned* until it serves */
@@ -195,6 +211,9 @@ struct pl_spot {
     int serving_is_rollback;
     spot_publish publish;
     spot_checkpoint checkpoint;
+    spot_aside reading;  /* a drafter's directory */
+    spot_aside starting; /* the state file */
+    int is_begun_anew;   /* there is no checkpoint to start from */
 
     pl_spot_stats stats;
     double waiting_since;          /* 0: not waiting */
@@ -215,8 +234,9 @@ void spot_sleep(double seconds);
 pl_status spot_file_open(pl_spot *s, pl_error *err);
 void spot_file_close(spot_file *f);
 /* Make it from a state (m NULL: moments zero, average the weights), unless another process was
- * faster; opens it. */
-pl_status spot_file_make(pl_spot *s, const pl_eagle *e, const pl_eagle_state *from, pl_error *err);
+ * faster.  Any thread may.  Errors: PL_E_IO. */
+pl_status spot_file_write(
+    const pl_spot *s, const pl_eagle *e, const pl_eagle_state *from, pl_error *err);
 /* The file of another, or none, is at its place now. */
 int spot_file_has_moved(const pl_spot *s);
 /* Let go of the state; what is at its place is read anew. */
@@ -244,7 +264,8 @@ spot_claim *spot_claim_of(const spot_file *f);
 pl_status spot_claim_take(pl_spot *s, pl_error *err);
 /* Is the session still the state's?  Errors: PL_E_PEER. */
 pl_status spot_claim_check(const pl_spot *s, pl_error *err);
-/* Have s->e and s->t be what the valid half holds.  Errors: PL_E_FORMAT, PL_E_NOMEM. */
+/* Have s->e and s->t be what the valid half holds.  Errors: PL_E_STOPPED, PL_E_FORMAT, PL_E_NOMEM.
+ */
 pl_status spot_sync(pl_spot *s, pl_error *err);
 
 /* Fill the other half by pieces, then flip.  fill is called with ascending ranges of elements; it
@@ -267,6 +288,8 @@ void spot_batch_done(spot_batch *b);
 pl_windows_pick spot_pick_rule(pl_spot *s, int is_held_out);
 /* Choose windows; b->n may be 0, and is less when it is told to stop. */
 void spot_pick(pl_spot *s, spot_batch *b, const pl_windows_pick *p);
+/* Weights [n_elements] into e, by parts.  Errors: PL_E_STOPPED. */
+pl_status spot_copy_weights(pl_spot *s, pl_eagle *e, const float *weights, pl_error *err);
 pl_status spot_step_lead(pl_spot *s, pl_error *err);
 pl_status spot_step_joiner(pl_spot *s, pl_error *err);
 
@@ -288,8 +311,8 @@ void spot_own_done(pl_spot *s);
 /* ---- spot_vocab.c ---- */
 
 /* The first state: what was saved in dir/checkpoint, else what init says: a new drafter, a
- * drafter's directory or a checkpoint.  Errors: PL_E_TIMEOUT (nothing to count yet), and those of
- * loading. */
+ * drafter's directory or a checkpoint.  Errors: PL_E_TIMEOUT (nothing to count yet), PL_E_STOPPED,
+ * and those of loading. */
 pl_status spot_start(pl_spot *s, pl_error *err);
 /* Another vocabulary, when it covers too little of the newest windows.  Errors: as spot_change. */
 pl_status spot_refresh(pl_spot *s, pl_error *err);
@@ -298,11 +321,14 @@ pl_status spot_vocab_change(pl_spot *s, const int32_t *ids, pl_error *err);
 
 /* ---- spot_versions.c ---- */
 
-/* The newest version on disk, loaded; none: nothing. */
+/* The newest version on disk, loaded; none: nothing.  Errors of the three: PL_E_STOPPED (go on with
+ * the same call later), and those of loading. */
 pl_status spot_versions_open(pl_spot *s, pl_error *err);
 /* With no version there: the drafter that was handed in serves, until a better one is published. */
 pl_status spot_init_load(pl_spot *s, pl_error *err);
 pl_status spot_version_load(pl_spot *s, uint32_t version, pl_eagle **out, pl_error *err);
+/* A drafter's directory, packed. */
+pl_status spot_drafter_read(pl_spot *s, const char *dir, pl_eagle **out, pl_error *err);
 /* Begin to write e (*taken*) as the next version; the figures of *what are set. */
 pl_status spot_publish_begin(pl_spot *s, pl_eagle *e, const pl_spot_published *what, pl_error *err);
 /* 1 when one became durable: *out is set and it serves.  Errors: PL_E_IO. */
@@ -319,12 +345,28 @@ void spot_gate_drop(pl_spot *s);
 void spot_gate_serve(pl_spot *s, pl_eagle *e, uint32_t version);
 void spot_gate_done(pl_spot *s);
 
-/* ---- spot_checkpoint.c ---- */
+/* ---- spot_jobs.c ---- */
 
 pl_status spot_job_start(spot_job *j, void *(*run)(void *), void *arg, pl_error *err);
 void spot_job_finish(spot_job *j, pl_status status, const pl_error *err);
 pl_status spot_job_join(spot_job *j, pl_error *err); /* waits */
-/* A state file from a checkpoint. */
+/* Has that been begun, and its end not been seen? */
+int spot_aside_is(const spot_aside *a, spot_make *make, const char *path);
+/* Begin that, when the end of another is there, which is dropped; what it is made from can be set
+ * then.  Errors: PL_E_STOPPED, PL_E_INVAL. */
+pl_status spot_aside_begin(
+    pl_spot *s, spot_aside *a, spot_make *make, const char *path, pl_error *err);
+/* Wait for its end; what was made is in *a.  Errors: PL_E_STOPPED, PL_E_NOMEM, those of make. */
+pl_status spot_aside_work(pl_spot *s, spot_aside *a, pl_error *err);
+/* Begin, if it has not been, and wait: of what is made from the path alone. */
+pl_status spot_aside_run(
+    pl_spot *s, spot_aside *a, spot_make *make, const char *path, pl_error *err);
+void spot_aside_done(spot_aside *a); /* waits, and frees what is owned */
+void spot_aside_tidy(spot_aside *a); /* the same, if its end is there */
+
+/* ---- spot_checkpoint.c ---- */
+
+/* A state file from a checkpoint; opens it. */
 pl_status spot_checkpoint_load(pl_spot *s, const char *path, pl_error *err);
 
 #endif

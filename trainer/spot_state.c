@@ -230,6 +230,7 @@ pl_status spot_file_open(pl_spot *s, pl_error *err)
     }
     spot_file_close(&s->file);
     s->file = f;
+    s->is_begun_anew = 0;
     return PL_OK;
 }
 
@@ -379,7 +380,8 @@ static pl_status fill_first(
     return st;
 }
 
-pl_status spot_file_make(pl_spot *s, const pl_eagle *e, const pl_eagle_state *from, pl_error *err)
+pl_status spot_file_write(
+    const pl_spot *s, const pl_eagle *e, const pl_eagle_state *from, pl_error *err)
 {
     const pl_eagle_shape shape = pl_eagle_get_shape(e);
     char temp[SPOT_PATH + 64];
@@ -406,7 +408,7 @@ pl_status spot_file_make(pl_spot *s, const pl_eagle *e, const pl_eagle_state *fr
         st = pl_fail(err, PL_E_IO, "make '%s': %s", s->state_path, strerror(errno));
     (void)unlink(temp);
     spot_file_close(&f);
-    return st == PL_OK ? spot_file_open(s, err) : st;
+    return st;
 }
 
 /* ---- the claim ---- */
@@ -471,11 +473,11 @@ pl_status spot_claim_check(const pl_spot *s, pl_error *err)
 
 /* ---- reading ---- */
 
+/* Without weights yet. */
 static pl_status make_drafter(pl_spot *s, const spot_record *r, int half, pl_error *err)
 {
     const spot_head *h = &s->file.head;
     const pl_eagle_shape shape = spot_head_shape(h);
-    const pl_eagle_state state = spot_half(&s->file, half, r->step);
     pl_eagle_train_options o = s->o.train;
     pl_eagle_trainer *t = NULL;
     pl_eagle *e = NULL;
@@ -485,10 +487,8 @@ static pl_status make_drafter(pl_spot *s, const spot_record *r, int half, pl_err
     if (st == PL_OK && pl_eagle_n_elements(e) != h->n_elements)
         st = pl_fail(err, PL_E_SHAPE, "'%s' has %" PRIu64 " parameters, its drafter %zu",
             s->state_path, h->n_elements, pl_eagle_n_elements(e));
-    if (st == PL_OK) {
-        pl_eagle_set_weights(e, state.weights);
+    if (st == PL_OK)
         st = pl_eagle_trainer_new(&t, e, &o, err);
-    }
     if (st == PL_OK && s->n_grads != h->n_elements) {
         free(s->grads);
         s->n_grads = 0;
@@ -525,11 +525,11 @@ pl_status spot_sync(pl_spot *s, pl_error *err)
             return PL_OK;
         }
         pl_status st = PL_OK;
-        if (s->e && r.vocab_id == s->vocab_id)
-            pl_eagle_set_weights(s->e, spot_half(&s->file, half, r.step).weights);
-        else
-            st = make_drafter(s, &r, half, err);
         s->seq = 0;
+        if (!s->e || r.vocab_id != s->vocab_id)
+            st = make_drafter(s, &r, half, err);
+        if (st == PL_OK)
+            st = spot_copy_weights(s, s->e, spot_half(&s->file, half, r.step).weights, err);
         if (!read_record(&s->file, half, &again) || again.seq != r.seq)
             continue; /* it was overwritten while it was copied */
         if (st != PL_OK)

@@ -17,6 +17,7 @@
 
 enum {
     PART = 32 << 10,  /* elements of an update between two looks at should_stop */
+    COPY = 256 << 10, /* of a copy: in fresh memory, 3 ms */
     JOINER_POLLS = 20 /* of a millisecond, before a joiner says that nothing is new */
 };
 
@@ -110,6 +111,20 @@ static pl_status pick_training(pl_spot *s, pl_error *err)
         return spot_stop(err);
     if (s->batch.n == 0)
         return pl_fail(err, PL_E_TIMEOUT, "drafter training: nothing to train on yet");
+    return PL_OK;
+}
+
+/* ---- weights ---- */
+
+pl_status spot_copy_weights(pl_spot *s, pl_eagle *e, const float *weights, pl_error *err)
+{
+    const size_t n_all = pl_eagle_n_elements(e);
+
+    for (size_t i = 0; i < n_all; i += COPY) {
+        if (spot_stopped(s))
+            return spot_stop(err);
+        pl_eagle_set_part(e, weights, i, n_all - i < COPY ? n_all - i : COPY);
+    }
     return PL_OK;
 }
 

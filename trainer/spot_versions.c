@@ -60,12 +60,32 @@ static uint32_t newest_below(const pl_spot *s, uint32_t limit, uint32_t *lowest,
 
 /* ---- reading ---- */
 
+static pl_status read_drafter(spot_aside *a, pl_error *err)
+{
+    const pl_status st = pl_eagle_load(&a->e, a->s->target, a->path, err);
+
+    if (st == PL_OK)
+        pl_eagle_pack_alone(a->e);
+    return st;
+}
+
+pl_status spot_drafter_read(pl_spot *s, const char *dir, pl_eagle **out, pl_error *err)
+{
+    const pl_status st = spot_aside_run(s, &s->reading, read_drafter, dir, err);
+
+    if (st != PL_OK)
+        return st;
+    *out = s->reading.e;
+    s->reading.e = NULL;
+    return PL_OK;
+}
+
 pl_status spot_version_load(pl_spot *s, uint32_t version, pl_eagle **out, pl_error *err)
 {
     char path[SPOT_PATH];
     pl_status st = version_dir(s, version, path, err);
 
-    return st == PL_OK ? pl_eagle_load(out, s->target, path, err) : st;
+    return st == PL_OK ? spot_drafter_read(s, path, out, err) : st;
 }
 
 static void read_note(pl_spot *s, uint32_t version)
@@ -103,7 +123,7 @@ pl_status spot_versions_open(pl_spot *s, pl_error *err)
             read_note(s, version);
             return PL_OK;
         }
-        if (st == PL_E_SHAPE || st == PL_E_NOMEM)
+        if (st == PL_E_SHAPE || st == PL_E_NOMEM || st == PL_E_STOPPED)
             return pl_fail(err, st, "%s", cause.msg);
         pl_log_warn(s->log, "drafter version %u is passed over: %s", (unsigned)version, cause.msg);
     }
@@ -119,7 +139,7 @@ pl_status spot_init_load(pl_spot *s, pl_error *err)
         return pl_fail(err, PL_E_IO, "the drafter '%s': %s", s->init, strerror(errno));
     if (!S_ISDIR(info.st_mode))
         return PL_OK; /* a checkpoint */
-    const pl_status st = pl_eagle_load(&s->serving, s->target, s->init, err);
+    const pl_status st = spot_drafter_read(s, s->init, &s->serving, err);
     return st == PL_E_NOENT ? pl_wrap(err, PL_E_IO, "what the run began with") : st;
 }
 

@@ -1,5 +1,6 @@
 /* trainer/spot_vocab.c - the draft vocabulary of a new drafter, counted from responses, and another
  * one when the policy has moved away from it; how a state begins. */
+#include "core/file.h"
 #include "trainer/spot_internal.h"
 
 #include <inttypes.h>
@@ -101,25 +102,17 @@ static pl_status count_tokens(
 
 /* ---- the first state ---- */
 
-static pl_status new_drafter(pl_spot *s, int n_vocab, const int64_t *counts, pl_error *err)
+static pl_status make_random(spot_aside *a, pl_error *err)
 {
-    const int n_target = pl_model_arch(s->target)->n_vocab;
+    const pl_eagle_options o = {.n_vocab = a->n_ids, .vocab = a->ids, .seed = a->s->o.seed};
     const pl_eagle_state none = {0};
-    int32_t *ids = choose_ids(counts, NULL, n_target, n_vocab);
-    pl_eagle *e = NULL;
+    const pl_status st = pl_eagle_new(&a->e, a->s->target, &o, err);
 
-    if (!ids)
-        return pl_fail(err, PL_E_NOMEM, "no memory for a draft vocabulary of %d", n_vocab);
-    const pl_eagle_options o = {.n_vocab = n_vocab, .vocab = ids, .seed = s->o.seed};
-    pl_status st = pl_eagle_new(&e, s->target, &o, err);
-    if (st == PL_OK)
-        st = spot_file_make(s, e, &none, err);
-    pl_eagle_free(e);
-    free(ids);
-    return st;
+    return st == PL_OK ? spot_file_write(a->s, a->e, &none, err) : st;
 }
 
-static pl_status start_random(pl_spot *s, pl_error *err)
+/* The vocabulary of a new drafter, by counting, is what it is made from. */
+static pl_status begin_random(pl_spot *s, pl_error *err)
 {
     const int n_target = pl_model_arch(s->target)->n_vocab;
     int n = s->o.n_vocab > 0 ? s->o.n_vocab : DEFAULT_VOCAB;
@@ -138,7 +131,13 @@ static pl_status start_random(pl_spot *s, pl_error *err)
             " tokens for a vocabulary)",
             total, want);
     if (st == PL_OK)
-        st = new_drafter(s, n, counts, err);
+        st = spot_aside_begin(s, &s->starting, make_random, s->init, err);
+    if (st == PL_OK) {
+        s->starting.ids = choose_ids(counts, NULL, n_target, n);
+        s->starting.n_ids = n;
+        if (!s->starting.ids)
+            st = pl_fail(err, PL_E_NOMEM, "no memory for a draft vocabulary of %d", n);
+    }
     free(counts);
     if (st == PL_OK)
         pl_log_info(
@@ -146,26 +145,52 @@ static pl_status start_random(pl_spot *s, pl_error *err)
     return st;
 }
 
-static pl_status start_from(pl_spot *s, pl_error *err)
+static pl_status start_random(pl_spot *s, pl_error *err)
+{
+    pl_status st = PL_OK;
+
+    if (!spot_aside_is(&s->starting, make_random, s->init))
+        st = begin_random(s, err);
+    return st == PL_OK ? spot_aside_work(s, &s->starting, err) : st;
+}
+
+static pl_status make_of_drafter(spot_aside *a, pl_error *err)
 {
     const pl_eagle_state trained = {.step = SPOT_INIT_STEPS};
-    struct stat info;
+    return spot_file_write(a->s, a->from ? a->from : a->e, &trained, err);
+}
+
+/* The one that serves is it, unless a version does. */
+static pl_status begin_from(pl_spot *s, pl_error *err)
+{
     pl_eagle *own = NULL;
 
-    if (stat(s->init, &info) == 0 && S_ISREG(info.st_mode))
-        return spot_checkpoint_load(s, s->init, err);
     pl_status st = spot_init_load(s, err);
     const int serves = st == PL_OK && s->serving && s->serving_version == 0;
     if (st == PL_OK && !serves)
-        st = pl_eagle_load(&own, s->target, s->init, err);
-    if (st == PL_OK && serves && spot_stopped(s)) /* it is not read again */
-        st = spot_stop(err);
+        st = spot_drafter_read(s, s->init, &own, err);
     if (st == PL_OK)
-        st = spot_file_make(s, serves ? s->serving : own, &trained, err);
-    pl_eagle_free(own);
-    if (st == PL_OK)
-        pl_log_info(s->log, "drafter training begins from '%s'", s->init);
-    return st;
+        st = spot_aside_begin(s, &s->starting, make_of_drafter, s->init, err);
+    if (st != PL_OK) {
+        pl_eagle_free(own);
+        return st;
+    }
+    s->starting.from = serves ? s->serving : NULL;
+    s->starting.e = own;
+    pl_log_info(s->log, "drafter training begins from '%s'", s->init);
+    return PL_OK;
+}
+
+static pl_status start_from(pl_spot *s, pl_error *err)
+{
+    struct stat info;
+    pl_status st = PL_OK;
+
+    if (stat(s->init, &info) == 0 && S_ISREG(info.st_mode))
+        return spot_checkpoint_load(s, s->init, err);
+    if (!spot_aside_is(&s->starting, make_of_drafter, s->init))
+        st = begin_from(s, err);
+    return st == PL_OK ? spot_aside_work(s, &s->starting, err) : st;
 }
 
 /* What was saved last, when it is whole and of this target; else anew. */
@@ -175,12 +200,15 @@ static pl_status start(pl_spot *s, pl_error *err)
     pl_error why = {0};
 
     snprintf(path, sizeof path, "%s/checkpoint", s->dir);
-    const pl_status st = spot_checkpoint_load(s, path, &why);
-    if (st == PL_E_FORMAT || st == PL_E_SHAPE)
+    if (!s->is_begun_anew && pl_path_exists(path)) {
+        const pl_status st = spot_checkpoint_load(s, path, &why);
+        if (st != PL_E_FORMAT && st != PL_E_SHAPE)
+            return st == PL_OK ? st : pl_fail(err, st, "%s", why.msg);
         pl_log_warn(s->log, "drafter training begins anew: %s", why.msg);
-    else if (st != PL_E_NOENT)
-        return st == PL_OK ? st : pl_fail(err, st, "%s", why.msg);
-    return strcmp(s->init, "random") == 0 ? start_random(s, err) : start_from(s, err);
+    }
+    s->is_begun_anew = 1;
+    const pl_status st = strcmp(s->init, "random") == 0 ? start_random(s, err) : start_from(s, err);
+    return st == PL_OK ? spot_file_open(s, err) : st;
 }
 
 pl_status spot_start(pl_spot *s, pl_error *err)
