@@ -187,23 +187,18 @@ static void start_fusion(pl_eagle *e)
     }
 }
 
-static void fill(pl_eagle *e, uint64_t seed)
+static void copy_of_target(pl_eagle *e)
 {
-    const uint64_t key = pl_noise_key(seed);
+    float *gain = e->w + e->p[EAGLE_NORM_FINAL].offset;
 
-    for (int i = 0; i < EAGLE_FC; i++)
-        for (size_t j = 0; j < (size_t)e->p[i].rows * (size_t)e->p[i].cols; j++)
-            e->w[e->p[i].offset + j] =
-                i == EAGLE_NORM_FINAL ? START_GAIN * e->parts.final_norm[j] : 1.0f;
-    for (int i = EAGLE_FC; i < EAGLE_HEAD; i++)
-        fill_matrix(e, (eagle_param)i, key);
-    start_fusion(e);
+    for (int j = 0; j < e->dims.c; j++)
+        gain[j] = START_GAIN * e->parts.final_norm[j];
     for (int i = 0; i < e->dims.v; i++)
         e->ops->packed_row(e->w + e->p[EAGLE_HEAD].offset + (size_t)i * (size_t)e->dims.c,
             e->parts.head, e->vocab[i], e->dims.c);
 }
 
-pl_status pl_eagle_new(
+pl_status pl_eagle_begin(
     pl_eagle **out, const pl_model *target, const pl_eagle_options *o, pl_error *err)
 {
     const pl_arch *a = pl_model_arch(target);
@@ -222,9 +217,32 @@ pl_status pl_eagle_new(
     const pl_status st = eagle_alloc(&e, target, &shape, o->vocab, n, err);
     if (st != PL_OK)
         return st;
-    fill(e, o->seed);
+    copy_of_target(e);
     *out = e;
     return PL_OK;
+}
+
+void pl_eagle_fill(pl_eagle *e, uint64_t seed)
+{
+    const uint64_t key = pl_noise_key(seed);
+
+    for (int i = 0; i < EAGLE_FC; i++)
+        for (size_t j = 0; i != EAGLE_NORM_FINAL && j < (size_t)e->p[i].rows * (size_t)e->p[i].cols;
+             j++)
+            e->w[e->p[i].offset + j] = 1.0f;
+    for (int i = EAGLE_FC; i < EAGLE_HEAD; i++)
+        fill_matrix(e, (eagle_param)i, key);
+    start_fusion(e);
+}
+
+pl_status pl_eagle_new(
+    pl_eagle **out, const pl_model *target, const pl_eagle_options *o, pl_error *err)
+{
+    const pl_status st = pl_eagle_begin(out, target, o, err);
+
+    if (st == PL_OK)
+        pl_eagle_fill(*out, o->seed);
+    return st;
 }
 
 int pl_eagle_n_vocab(const pl_eagle *e)

@@ -33,6 +33,11 @@ typedef struct pl_eagle pl_eagle;
  * the target (its embedding, its team and backend).  Errors: PL_E_NOMEM, PL_E_INVAL. */
 pl_status pl_eagle_new(
     pl_eagle **out, const pl_model *target, const pl_eagle_options *o, pl_error *err);
+/* Its two halves: what is of the target's weights; and the rest, which another thread may fill in
+ * beside passes of the target and changes of its weights. */
+pl_status pl_eagle_begin(
+    pl_eagle **out, const pl_model *target, const pl_eagle_options *o, pl_error *err);
+void pl_eagle_fill(pl_eagle *e, uint64_t seed);
 void pl_eagle_free(pl_eagle *e);
 /* A directory in the EAGLE-3 layout that SGLang and vLLM load (config.json, model.safetensors with
  * d2t and t2d, which a draft vocabulary that is the target's has not), and back.  fc_norm and

@@ -117,8 +117,9 @@ typedef struct spot_job {
 } spot_job;
 
 /* Something large that is made by a thread, from what is here and from what of the trainer no piece
- * of work changes.  A piece of work waits for it; one that is told to stop leaves the thread at it,
- * and a later one goes on waiting. */
+ * of work changes; of the target it reads no weights, as those change between sessions.  A piece of
+ * work waits for it; one that is told to stop leaves the thread at it, and a later one goes on
+ * waiting. */
 typedef struct spot_aside spot_aside;
 typedef pl_status spot_make(spot_aside *a, pl_error *err);
 struct spot_aside {
@@ -128,8 +129,6 @@ struct spot_aside {
     char path[SPOT_PATH];
     const pl_eagle *from; /* *borrowed* */
     pl_eagle *e;          /* *owned*: what it is made from, or was made */
-    int32_t *ids;         /* *owned* */
-    int n_ids;
 };
 
 typedef struct spot_publish {

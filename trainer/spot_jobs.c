@@ -2,7 +2,6 @@
  * written, or something large that is made and that a piece of work waits for. */
 #include "trainer/spot_internal.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 pl_status spot_job_start(spot_job *j, void *(*run)(void *), void *arg, pl_error *err)
@@ -105,9 +104,7 @@ void spot_aside_done(spot_aside *a)
 {
     (void)spot_job_join(&a->job, NULL);
     pl_eagle_free(a->e);
-    free(a->ids);
     a->e = NULL;
-    a->ids = NULL;
     a->from = NULL;
 }
 

@@ -104,44 +104,52 @@ static pl_status count_tokens(
 
 static pl_status make_random(spot_aside *a, pl_error *err)
 {
-    const pl_eagle_options o = {.n_vocab = a->n_ids, .vocab = a->ids, .seed = a->s->o.seed};
     const pl_eagle_state none = {0};
-    const pl_status st = pl_eagle_new(&a->e, a->s->target, &o, err);
 
-    return st == PL_OK ? spot_file_write(a->s, a->e, &none, err) : st;
+    pl_eagle_fill(a->e, a->s->o.seed);
+    return spot_file_write(a->s, a->e, &none, err);
 }
 
-/* The vocabulary of a new drafter, by counting, is what it is made from. */
-static pl_status begin_random(pl_spot *s, pl_error *err)
+/* Its vocabulary, by counting, and what is of the target, whose weights change between sessions. */
+static pl_status count_random(pl_spot *s, int64_t *counts, pl_eagle **out, pl_error *err)
 {
     const int n_target = pl_model_arch(s->target)->n_vocab;
-    int n = s->o.n_vocab > 0 ? s->o.n_vocab : DEFAULT_VOCAB;
-    int64_t *counts = calloc((size_t)n_target, sizeof *counts);
-
-    if (!counts)
-        return pl_fail(err, PL_E_NOMEM, "no memory to count %d tokens", n_target);
-    n = n < n_target ? n : n_target;
+    const int n_most = s->o.n_vocab > 0 ? s->o.n_vocab : DEFAULT_VOCAB;
+    const int n = n_most < n_target ? n_most : n_target;
     const int64_t want = n == n_target ? 1 : 2 * n < COUNT_MAX ? 2 * n : COUNT_MAX;
     int64_t total;
     pl_status st = count_tokens(s, counts, NULL, &total, err);
 
-    if (st == PL_OK && total < want)
-        st = pl_fail(err, PL_E_TIMEOUT,
+    if (st != PL_OK)
+        return st;
+    if (total < want)
+        return pl_fail(err, PL_E_TIMEOUT,
             "drafter training: nothing to train on yet (%" PRId64 " of %" PRId64
             " tokens for a vocabulary)",
             total, want);
-    if (st == PL_OK)
-        st = spot_aside_begin(s, &s->starting, make_random, s->init, err);
-    if (st == PL_OK) {
-        s->starting.ids = choose_ids(counts, NULL, n_target, n);
-        s->starting.n_ids = n;
-        if (!s->starting.ids)
-            st = pl_fail(err, PL_E_NOMEM, "no memory for a draft vocabulary of %d", n);
-    }
-    free(counts);
+    int32_t *ids = choose_ids(counts, NULL, n_target, n);
+    if (!ids)
+        return pl_fail(err, PL_E_NOMEM, "no memory for a draft vocabulary of %d", n);
+    const pl_eagle_options o = {.n_vocab = n, .vocab = ids};
+    st = pl_eagle_begin(out, s->target, &o, err);
+    free(ids);
     if (st == PL_OK)
         pl_log_info(
             s->log, "drafter begins from random weights vocabulary=%d counted=%" PRId64, n, total);
+    return st;
+}
+
+static pl_status begin_random(pl_spot *s, pl_error *err)
+{
+    const int n_target = pl_model_arch(s->target)->n_vocab;
+    pl_status st = spot_aside_begin(s, &s->starting, make_random, s->init, err);
+
+    if (st != PL_OK)
+        return st;
+    int64_t *counts = calloc((size_t)n_target, sizeof *counts);
+    st = counts ? count_random(s, counts, &s->starting.e, err)
+                : pl_fail(err, PL_E_NOMEM, "no memory to count %d tokens", n_target);
+    free(counts);
     return st;
 }
 
