@@ -218,16 +218,22 @@ void pl_spot_free(pl_spot *s)
 
 /* ---- buffers ---- */
 
-/* Say it once a path. */
-static void say(pl_spot *s, const char *path, const char *why)
+int spot_was_said(const pl_spot *s, const char *path)
 {
     const uint64_t h = pl_hash64(path, strlen(path));
 
     for (int i = 0; i < s->n_said; i++)
         if (s->said[i] == h)
-            return;
+            return 1;
+    return 0;
+}
+
+void spot_say(pl_spot *s, const char *path, const char *why)
+{
+    if (spot_was_said(s, path))
+        return;
     if (s->n_said < SPOT_SAID)
-        s->said[s->n_said++] = h;
+        s->said[s->n_said++] = pl_hash64(path, strlen(path));
     pl_log_warn(s->log, "drafter training goes on without '%s': %s", path, why);
 }
 
@@ -244,22 +250,22 @@ static void use_buffer(pl_spot *s, const char *path)
             b = &s->buffers[i];
     if (!b) {
         if (s->n_buffers == SPOT_BUFFERS)
-            return say(s, path, "there are too many buffers");
+            return spot_say(s, path, "there are too many buffers");
         char *copy = strdup(path);
         if (!copy)
-            return say(s, path, "no memory");
+            return spot_say(s, path, "no memory");
         b = &s->buffers[s->n_buffers++];
         *b = (spot_buffer){.path = copy};
     }
     if (stat(path, &info) != 0)
-        return say(s, path, strerror(errno));
+        return spot_say(s, path, strerror(errno));
     if (b->view && (b->dev != (uint64_t)info.st_dev || b->ino != (uint64_t)info.st_ino)) {
         pl_windows_close(b->view);
         b->view = NULL;
     }
     if (!b->view && pl_windows_attach(&b->view, path, &s->o.windows, &err) != PL_OK) {
         b->view = NULL;
-        return say(s, path, err.msg);
+        return spot_say(s, path, err.msg);
     }
     b->dev = (uint64_t)info.st_dev;
     b->ino = (uint64_t)info.st_ino;
@@ -285,7 +291,13 @@ pl_status pl_spot_begin(pl_spot *s, uint64_t session, int is_lead, const char *c
     s->own_seq = 0;
     s->stats = (pl_spot_stats){0};
     s->waiting_since = 0;
+    if (!s->starting.job.is_running)
+        s->is_begun_anew = 0; /* another lead may have saved one since */
     st = open_state(s, err);
+    if (s->file.fd >= 0)
+        spot_aside_tidy(&s->starting);
+    if (!is_lead)
+        spot_aside_tidy(&s->reading);
     if (st == PL_OK && is_lead && s->file.fd >= 0 && s->init[0]) {
         st = spot_file_open_sound(s, err);
         st = st == PL_E_NOENT ? PL_OK : st;
@@ -312,7 +324,7 @@ void pl_spot_end(pl_spot *s)
     spot_joiners_done(s);
 }
 
-/* Between two stages of a session's beginning, each of which stays done. */
+/* Between two stages of a session's beginning. */
 static pl_status look(pl_spot *s, pl_status st, pl_error *err)
 {
     return st == PL_OK && spot_stopped(s) ? spot_stop(err) : st;
@@ -328,10 +340,10 @@ static pl_status work_lead(pl_spot *s, pl_error *err)
             st = spot_claim_take(s, err);
         st = look(s, st, err);
     }
-    if (st == PL_OK) {
-        spot_aside_tidy(&s->starting);
+    if (st == PL_OK) /* it may still read the drafter that serves */
+        st = spot_aside_end(s, &s->starting, err);
+    if (st == PL_OK)
         st = spot_claim_check(s, err);
-    }
     if (st == PL_OK)
         st = look(s, spot_sync(s, err), err);
     if (st == PL_OK && s->is_look_due)

@@ -75,10 +75,11 @@ typedef struct pl_spot_stats {            /* since pl_spot_begin */
 
 /* One piece of work: an optimizer step (a joiner: a gradient), or a gate.  should_stop is asked
  * between ops.  *published is set (version > 0) when a version was published.
- * Errors: PL_E_STOPPED (what was not finished is dropped), PL_E_TIMEOUT (nothing to do now: ask
- * again later), PL_E_NUMERIC (three bad batches in a row: the session is over), PL_E_PEER (the
- * session is over), PL_E_IO (disk full: training goes on, publishing not); of reading init:
- * PL_E_SHAPE (a drafter of another target), PL_E_FORMAT, PL_E_NUMERIC. */
+ * Errors: PL_E_STOPPED (a step that was not finished is dropped; a gate, and what is read or made
+ * by a thread, is gone on with later), PL_E_TIMEOUT (nothing to do now: ask again later),
+ * PL_E_NUMERIC (three bad batches in a row: the session is over), PL_E_PEER (the session is over),
+ * PL_E_IO (disk full: training goes on, publishing not); of reading init: PL_E_SHAPE (a drafter of
+ * another target), PL_E_FORMAT, PL_E_NUMERIC. */
 pl_status pl_spot_work(pl_spot *s, int (*should_stop)(void *ctx), void *ctx,
     pl_spot_published *published, pl_error *err);
 /* Leave the session; the state is as the last finished step left it. */

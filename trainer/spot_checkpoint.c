@@ -144,6 +144,5 @@ static pl_status make_of_checkpoint(spot_aside *a, pl_error *err)
 
 pl_status spot_checkpoint_load(pl_spot *s, const char *path, pl_error *err)
 {
-    const pl_status st = spot_aside_run(s, &s->starting, make_of_checkpoint, path, err);
-    return st == PL_OK ? spot_file_open(s, err) : st;
+    return spot_aside_run(s, &s->starting, make_of_checkpoint, path, err);
 }

@@ -212,7 +212,7 @@ struct pl_spot {
     spot_checkpoint checkpoint;
     spot_aside reading;  /* a drafter's directory */
     spot_aside starting; /* the state file */
-    int is_begun_anew;   /* there is no checkpoint to start from */
+    int is_begun_anew;   /* in this session there is no checkpoint to start from */
 
     pl_spot_stats stats;
     double waiting_since;          /* 0: not waiting */
@@ -226,6 +226,9 @@ double spot_now(void); /* seconds, monotonic */
 int spot_stopped(void *spot);
 pl_status spot_stop(pl_error *err); /* PL_E_STOPPED with words */
 void spot_sleep(double seconds);
+/* Warn that training goes on without that file or directory, once for each. */
+void spot_say(pl_spot *s, const char *path, const char *why);
+int spot_was_said(const pl_spot *s, const char *path);
 
 /* ---- spot_state.c: the file ---- */
 
@@ -360,12 +363,14 @@ pl_status spot_aside_work(pl_spot *s, spot_aside *a, pl_error *err);
 /* Begin, if it has not been, and wait: of what is made from the path alone. */
 pl_status spot_aside_run(
     pl_spot *s, spot_aside *a, spot_make *make, const char *path, pl_error *err);
+/* Wait for its end, if it has been begun, and drop what came of it.  Errors: PL_E_STOPPED. */
+pl_status spot_aside_end(pl_spot *s, spot_aside *a, pl_error *err);
 void spot_aside_done(spot_aside *a); /* waits, and frees what is owned */
 void spot_aside_tidy(spot_aside *a); /* the same, if its end is there */
 
 /* ---- spot_checkpoint.c ---- */
 
-/* A state file from a checkpoint; opens it. */
+/* A state file from a checkpoint.  Errors: PL_E_NOENT, PL_E_FORMAT, PL_E_SHAPE, PL_E_STOPPED. */
 pl_status spot_checkpoint_load(pl_spot *s, const char *path, pl_error *err);
 
 #endif

@@ -63,14 +63,22 @@ int spot_aside_is(const spot_aside *a, spot_make *make, const char *path)
     return a->job.is_running && a->make == make && strcmp(a->path, path) == 0;
 }
 
-pl_status spot_aside_begin(
-    pl_spot *s, spot_aside *a, spot_make *make, const char *path, pl_error *err)
+pl_status spot_aside_end(pl_spot *s, spot_aside *a, pl_error *err)
 {
     const pl_status st = wait_for(s, a, err);
 
+    if (st == PL_OK)
+        spot_aside_done(a);
+    return st;
+}
+
+pl_status spot_aside_begin(
+    pl_spot *s, spot_aside *a, spot_make *make, const char *path, pl_error *err)
+{
+    const pl_status st = spot_aside_end(s, a, err);
+
     if (st != PL_OK)
         return st;
-    spot_aside_done(a);
     if (strlen(path) >= sizeof a->path)
         return pl_fail(err, PL_E_INVAL, "'%s': the name is too long", path);
     memcpy(a->path, path, strlen(path) + 1);

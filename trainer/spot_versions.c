@@ -106,9 +106,16 @@ static void read_note(pl_spot *s, uint32_t version)
     json_decref(root);
 }
 
+/* Of bytes that are there and cannot be used: they will not get better. */
+static int is_damage(pl_status st)
+{
+    return st == PL_E_FORMAT || st == PL_E_NUMERIC || st == PL_E_NOENT;
+}
+
 pl_status spot_versions_open(pl_spot *s, pl_error *err)
 {
     uint32_t lowest, version = UINT32_MAX;
+    char path[SPOT_PATH];
     pl_error cause = {0};
     int n;
 
@@ -116,8 +123,13 @@ pl_status spot_versions_open(pl_spot *s, pl_error *err)
         version = newest_below(s, version, &lowest, &n);
         if (version == 0 || version == s->serving_version)
             return PL_OK;
+        pl_status st = version_dir(s, version, path, err);
+        if (st != PL_OK)
+            return st;
+        if (spot_was_said(s, path))
+            continue;
         pl_eagle *e = NULL;
-        const pl_status st = spot_version_load(s, version, &e, &cause);
+        st = spot_drafter_read(s, path, &e, &cause);
         if (st == PL_OK) {
             spot_gate_serve(s, e, version);
             read_note(s, version);
@@ -125,7 +137,11 @@ pl_status spot_versions_open(pl_spot *s, pl_error *err)
         }
         if (st == PL_E_SHAPE || st == PL_E_NOMEM || st == PL_E_STOPPED)
             return pl_fail(err, st, "%s", cause.msg);
-        pl_log_warn(s->log, "drafter version %u is passed over: %s", (unsigned)version, cause.msg);
+        if (is_damage(st))
+            spot_say(s, path, cause.msg);
+        else
+            pl_log_warn(
+                s->log, "drafter version %u is passed over: %s", (unsigned)version, cause.msg);
     }
 }
 

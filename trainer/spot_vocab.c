@@ -201,6 +201,13 @@ static pl_status start_from(pl_spot *s, pl_error *err)
     return st == PL_OK ? spot_aside_work(s, &s->starting, err) : st;
 }
 
+/* A state that was made some sessions ago may be gone: the next call makes it again. */
+static pl_status open_made(pl_spot *s, pl_error *err)
+{
+    const pl_status st = spot_file_open(s, err);
+    return st == PL_E_NOENT ? PL_E_TIMEOUT : st;
+}
+
 /* What was saved last, when it is whole and of this target; else anew. */
 static pl_status start(pl_spot *s, pl_error *err)
 {
@@ -210,13 +217,16 @@ static pl_status start(pl_spot *s, pl_error *err)
     snprintf(path, sizeof path, "%s/checkpoint", s->dir);
     if (!s->is_begun_anew && pl_path_exists(path)) {
         const pl_status st = spot_checkpoint_load(s, path, &why);
-        if (st != PL_E_FORMAT && st != PL_E_SHAPE)
-            return st == PL_OK ? st : pl_fail(err, st, "%s", why.msg);
-        pl_log_warn(s->log, "drafter training begins anew: %s", why.msg);
+        if (st == PL_OK)
+            return open_made(s, err);
+        if (st == PL_E_FORMAT || st == PL_E_SHAPE)
+            pl_log_warn(s->log, "drafter training begins anew: %s", why.msg);
+        else if (st != PL_E_NOENT)
+            return pl_fail(err, st, "%s", why.msg);
     }
     s->is_begun_anew = 1;
     const pl_status st = strcmp(s->init, "random") == 0 ? start_random(s, err) : start_from(s, err);
-    return st == PL_OK ? spot_file_open(s, err) : st;
+    return st == PL_OK ? open_made(s, err) : st;
 }
 
 pl_status spot_start(pl_spot *s, pl_error *err)
