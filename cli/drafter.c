@@ -205,7 +205,8 @@ static pl_status run_warmup(
         return pl_fail(err, PL_E_USAGE,
             "'%s' is there already: --resume goes on with a warm-up, or name another --out",
             o->out);
-    return drafter_warmup(o, m, log, err);
+    const pl_status st = drafter_try_out(o->out, err);
+    return st == PL_OK ? drafter_warmup(o, m, log, err) : st;
 }
 
 /* ---- command line ---- */

@@ -172,6 +172,9 @@ typedef struct drafter_place {
     uint64_t data, options; /* hashes of what the order of the windows follows from */
     uint64_t model;         /* hash of the target's embedding */
 } drafter_place;
+/* Can drafter_save write dir?  Before hours of training that it is to hold.  Errors: PL_E_IO,
+ * PL_E_NOENT. */
+pl_status drafter_try_out(const char *dir, pl_error *err);
 /* Write drafter, trainer and place as one directory, which replaces dir at once. */
 pl_status drafter_save(
     const drafter_student *s, const drafter_place *p, const char *dir, pl_error *err);

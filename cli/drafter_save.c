@@ -56,20 +56,37 @@ static pl_status replace_dir(const char *fresh, const char *dir, pl_error *err)
     return st == PL_OK ? pl_dir_commit(fresh, dir, err) : st;
 }
 
+static pl_status begin_fresh(const char *dir, char fresh[PATH_ROOM], pl_error *err)
+{
+    if (snprintf(fresh, PATH_ROOM, "%s.tmp.%ld", dir, (long)getpid()) >= PATH_ROOM)
+        return pl_fail(err, PL_E_IO, "'%s': name too long", dir);
+    const pl_status st = pl_dir_remove(fresh, err);
+    return st == PL_OK ? pl_dir_make(fresh, err) : st;
+}
+
+pl_status drafter_try_out(const char *dir, pl_error *err)
+{
+    char fresh[PATH_ROOM];
+    pl_status st = begin_fresh(dir, fresh, err);
+
+    if (st == PL_OK)
+        st = pl_dir_remove(fresh, err);
+    return st == PL_OK ? PL_OK
+                       : pl_wrap(err, st, "--out '%s' cannot be written, name another", dir);
+}
+
 pl_status drafter_save(
     const drafter_student *s, const drafter_place *p, const char *dir, pl_error *err)
 {
     char fresh[PATH_ROOM], path[PATH_ROOM + 32];
 
-    if (snprintf(fresh, sizeof fresh, "%s.tmp.%ld", dir, (long)getpid()) >= PATH_ROOM)
-        return pl_fail(err, PL_E_IO, "'%s': name too long", dir);
+    pl_status st = begin_fresh(dir, fresh, err);
+
+    if (st != PL_OK)
+        return pl_wrap(err, st, "drafter '%s'", dir);
     snprintf(path, sizeof path, "%s/trainer.state", fresh);
-    pl_status st = pl_dir_remove(fresh, err);
-    if (st == PL_OK)
-        st = pl_dir_make(fresh, err);
     pl_eagle_trainer_swap_average(s->trainer); /* the average is what is used, where there is one */
-    if (st == PL_OK)
-        st = pl_eagle_save(s->eagle, fresh, err);
+    st = pl_eagle_save(s->eagle, fresh, err);
     if (st == PL_OK)
         st = pl_eagle_trainer_save(s->trainer, path, err);
     pl_eagle_trainer_swap_average(s->trainer);

@@ -102,6 +102,8 @@ expect 65 "whole" "a drafter of another target" -- \
     "$PACELINE" drafter eval --model "$work/other" --drafter "$work/whole" --data "$work/data.jsonl"
 expect 64 "none of prompt, uid, all" "an unknown split" -- warmup "$work/x" --hold-out every
 expect 64 "out of range" "too little memory" -- warmup "$work/x" --memory-mb 0
+expect 66 "cannot be written, name another" "an --out that cannot be made" -- warmup /proc/none/x
+[ ! -s "$work/out" ] || fail "it was trained before that was said"
 expect 66 "none.jsonl" "no such data" -- warmup "$work/x" --data "$work/none.jsonl"
 mkdir "$work/empty"
 expect 66 "holds no .jsonl" "a directory without records" -- warmup "$work/x" --data "$work/empty"
