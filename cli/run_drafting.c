@@ -462,9 +462,8 @@ int run_drafting_unannounced(const run_drafting *d, pl_spot_published *out)
 {
     const uint32_t v = find_version(d->dir, 1, UINT32_MAX);
 
-    *out = (pl_spot_published){.version = v};
-    return v > 0 &&
-           snprintf(out->dir, sizeof out->dir, "%s/versions/%u", d->dir, v) < (int)sizeof out->dir;
+    *out = (pl_spot_published){0};
+    return v > 0 && pl_spot_version(d->dir, v, out);
 }
 
 void run_drafting_end(run_drafting *d)

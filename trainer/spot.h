@@ -66,6 +66,10 @@ typedef struct pl_spot_published {
     int is_rollback; /* the weights are those of an older version, under a new number */
 } pl_spot_published;
 
+/* What dir/versions/N says of itself (its gate.json; what that lacks is 0).  0: the name is too
+ * long. */
+int pl_spot_version(const char *dir, uint32_t version, pl_spot_published *out);
+
 typedef struct pl_spot_stats {            /* since pl_spot_begin */
     int64_t n_steps, n_dropped, n_tokens; /* optimizer steps; unfinished or NaN; trained on */
     int64_t n_gates, n_published, n_rollbacks;

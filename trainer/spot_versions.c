@@ -88,22 +88,40 @@ pl_status spot_version_load(pl_spot *s, uint32_t version, pl_eagle **out, pl_err
     return st == PL_OK ? spot_drafter_read(s, path, out, err) : st;
 }
 
-static void read_note(pl_spot *s, uint32_t version)
+static double number_of(const json_t *root, const char *key)
 {
-    char path[SPOT_PATH];
+    const json_t *x = json_object_get(root, key);
+    return json_is_number(x) ? json_number_value(x) : 0;
+}
+
+int pl_spot_version(const char *dir, uint32_t version, pl_spot_published *out)
+{
     json_t *root = NULL;
 
-    s->serving_parent = 0;
-    s->serving_is_rollback = 0;
-    if (version_dir(s, version, path, NULL) != PL_OK ||
-        json_file_read(&root, path, "gate.json", NOTE_BYTES, NULL) != PL_OK)
-        return;
-    const json_t *parent = json_object_get(root, "parent");
-    if (json_is_integer(parent) && json_integer_value(parent) > 0 &&
-        json_integer_value(parent) < (json_int_t)version)
-        s->serving_parent = (uint32_t)json_integer_value(parent);
-    s->serving_is_rollback = json_is_true(json_object_get(root, "is_rollback"));
+    *out = (pl_spot_published){.version = version};
+    if (snprintf(out->dir, sizeof out->dir, "%s/versions/%u", dir, (unsigned)version) >=
+        (int)sizeof out->dir)
+        return 0;
+    if (json_file_read(&root, out->dir, "gate.json", NOTE_BYTES, NULL) != PL_OK)
+        return 1;
+    const double parent = number_of(root, "parent"), step = number_of(root, "step");
+    out->parent = parent > 0 && parent < version ? (uint32_t)parent : 0;
+    out->step = step > 0 && step < 1e15 ? (int64_t)step : 0;
+    out->tau = number_of(root, "tau");
+    out->tau_parent = number_of(root, "tau_parent");
+    out->se = number_of(root, "se");
+    out->is_rollback = json_is_true(json_object_get(root, "is_rollback"));
     json_decref(root);
+    return 1;
+}
+
+static void read_note(pl_spot *s, uint32_t version)
+{
+    pl_spot_published p;
+
+    (void)pl_spot_version(s->dir, version, &p);
+    s->serving_parent = p.parent;
+    s->serving_is_rollback = p.is_rollback;
 }
 
 /* Of bytes that are there and cannot be used: they will not get better. */

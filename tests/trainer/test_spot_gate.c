@@ -81,6 +81,13 @@ Test(spot_gate, publishes_what_is_better_than_no_drafting)
     cr_expect_eq(p.tau_parent, 1);
     cr_expect_eq(pl_eagle_load(&e, b.m, p.dir, &err), PL_OK, "%s", err.msg);
     pl_eagle_free(e);
+    pl_spot_published told; /* whose lead died before it said so */
+    cr_assert_eq(pl_spot_version(b.drafter, 1, &told), 1);
+    cr_expect_str_eq(told.dir, p.dir);
+    cr_expect_eq(told.step, p.step);
+    cr_expect_float_eq(told.tau, p.tau, 1e-9);
+    cr_expect_float_eq(told.tau_parent, 1, 1e-9);
+    cr_expect_float_eq(told.se, p.se, 1e-9);
     json_t *root = read_gate(&b, 1);
     cr_expect_float_eq(json_number_value(json_object_get(root, "tau")), p.tau, 1e-9);
     cr_expect_eq(json_integer_value(json_object_get(root, "step")), p.step);
