@@ -142,6 +142,7 @@ typedef struct run_comparison {
     int n_rounds;               /* of all arms in turn, as many as about ten seconds an arm hold */
     int64_t n_tokens;           /* of one round */
     int n_arms;                 /* the first is PL_SPECULATE_OFF; 0: nothing was compared */
+    int lacks_version;          /* of the learned drafter, none of which passed the gate */
     run_arm arms[RUN_ARMS];
 } run_comparison;
 void run_print_closing(

@@ -463,7 +463,13 @@ static pl_status compare(run *r, run_comparison *c, pl_error *err)
     if (!r->data.val || n == 0 || !r->config.speculative.enable)
         return PL_OK;
     r->eval.n_groups = run_comparable(&r->eval, n);
-    return run_compare(c, &r->eval, run_has_learned(&r->config), roll_by, r, err);
+    const run_config *g = &r->config;
+    const int is_learned = run_has_learned(g);
+    const int has_version = strcmp(g->speculative.init, "random") != 0 ||
+                            run_drafting_newest(g->trainer.default_local_dir) > 0;
+    const pl_status st = run_compare(c, &r->eval, is_learned && has_version, roll_by, r, err);
+    c->lacks_version = is_learned && !has_version;
+    return st;
 }
 
 static pl_status finish_run(run *r, pl_error *err)

@@ -133,6 +133,8 @@ static void print_arms(const run_comparison *c)
         printf("    %-32s %8.1f  (x %.2f, acceptance length %.2f)\n", name, n / a->seconds,
             n / a->seconds / off, run_acceptance_length(&a->stats));
     }
+    if (c->lacks_version)
+        printf("    %-32s no version has passed the gate yet\n", "learned drafter");
     if (c->n_different == 0)
         printf("    %-32s %s\n", "tokens and log-probs", "compared: same bits in every sample");
     else

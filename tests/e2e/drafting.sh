@@ -40,6 +40,16 @@ passed "and publishes it"
 [ "$(sum "$work/slice" drafter/swaps)" -gt 0 ] || fail "a version that is published is put into use"
 passed "and puts it into use"
 
+[ $n -eq 4 ] || grep -q "newest learned drafter" "$work/log" || { cat "$work/log"; fail "the table at the end has the learned drafter"; }
+# shellcheck disable=SC2086
+run_tiny "$work/none" $learned speculative.train.gate_tokens=1000000 >"$work/log" 2>&1 ||
+    { cat "$work/log"; fail "a run that publishes nothing"; }
+if grep -q "newest learned drafter" "$work/log" || ! grep -q "no version has passed the gate yet" "$work/log"; then
+    cat "$work/log"
+    fail "what never drafted is compared"
+fi
+passed "a learned drafter that never served is not in the table at the end"
+
 # Workers read it by a thread, and take it at a later round's end.  In one run, as who begins anew reads
 # what is there; how much is trained before its end is the machine's.
 put=0
