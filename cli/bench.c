@@ -177,8 +177,10 @@ static void print_noise(FILE *out, const cpu_time *a, const cpu_time *b)
     const double total = b->total - a->total;
     double load = 0, others = b->busy - a->busy - (b->own - a->own);
 
-    if (total <= 0 || getloadavg(&load, 1) != 1) { /* idle and iowait may even go back */
-        fprintf(out, "noise: not known, as the system's count of CPU time did not go on\n");
+    /* The count goes on by ticks; idle and iowait may even go back. */
+    if (a->total <= 0 || total <= 0 || getloadavg(&load, 1) != 1) {
+        fprintf(out,
+            "noise: not known: the system's count of CPU time did not go on, or is not told\n");
         return;
     }
     if (others < 0) /* ticks and microseconds are counted apart */

@@ -205,7 +205,7 @@ static pl_status start_from(pl_spot *s, pl_error *err)
 static pl_status open_made(pl_spot *s, pl_error *err)
 {
     const pl_status st = spot_file_open(s, err);
-    return st == PL_E_NOENT ? PL_E_TIMEOUT : st;
+    return st == PL_E_NOENT ? pl_fail(err, PL_E_TIMEOUT, "'%s' is made again", s->state_path) : st;
 }
 
 /* What was saved last, when it is whole and of this target; else anew. */

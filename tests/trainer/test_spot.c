@@ -3,7 +3,7 @@
  * Claims: the loss falls; a stop at any place leaves the state as it was, and time given is
  * progress; a lead killed at any place leaves its last finished step to the next session; who is
  * late is refused; bad batches are dropped, and three end the session; with nothing to train on it
- * waits; what a thread makes for a piece of work that is stopped is there in a later one. */
+ * waits. */
 #include "tests/trainer/spot_bed.h"
 
 #include "core/file.h"
@@ -672,67 +672,5 @@ Test(spot, an_update_by_pieces_has_the_bits_of_one_in_place)
     free(grads);
     pl_eagle_trainer_free(t);
     pl_eagle_free(e);
-    spot_bed_close(&b);
-}
-
-/* ---- what a piece of work waits for ---- */
-
-static _Atomic int is_let_go, n_made;
-
-static pl_status make_when_let_go(spot_aside *a, pl_error *err)
-{
-    const struct timespec rest = {.tv_nsec = 100000};
-
-    (void)a;
-    (void)err;
-    while (!atomic_load(&is_let_go))
-        (void)nanosleep(&rest, NULL);
-    atomic_fetch_add(&n_made, 1);
-    return PL_OK;
-}
-
-static pl_status make_nothing(spot_aside *a, pl_error *err)
-{
-    return pl_fail(err, PL_E_FORMAT, "nothing comes of '%s'", a->path);
-}
-
-static int stop_now(void *ctx)
-{
-    (void)ctx;
-    return 1;
-}
-
-static void ask_to_stop(pl_spot *s, int is_asked)
-{
-    s->should_stop = is_asked ? stop_now : NULL;
-    s->is_stopped = 0;
-}
-
-Test(spot, what_a_stopped_piece_of_work_waited_for_is_there_in_a_later_one)
-{
-    pl_error err = {0};
-    spot_bed b;
-
-    spot_bed_open(&b);
-    pl_spot *s = spot_bed_spot(&b, NULL);
-    spot_aside *a = &s->reading;
-    cr_assert_eq(spot_aside_begin(s, a, make_when_let_go, "one", &err), PL_OK);
-    ask_to_stop(s, 1);
-    cr_expect_eq(spot_aside_work(s, a, &err), PL_E_STOPPED);
-    cr_assert(spot_aside_is(a, make_when_let_go, "one"));
-    cr_expect_not(spot_aside_is(a, make_when_let_go, "two"));
-    ask_to_stop(s, 1);
-    cr_expect_eq(spot_aside_work(s, a, &err), PL_E_STOPPED, "the thread is still at it");
-    ask_to_stop(s, 1);
-    cr_expect_eq(spot_aside_begin(s, a, make_nothing, "two", &err), PL_E_STOPPED);
-    cr_assert(spot_aside_is(a, make_when_let_go, "one"));
-    atomic_store(&is_let_go, 1);
-    ask_to_stop(s, 0);
-    cr_expect_eq(spot_aside_work(s, a, &err), PL_OK);
-    cr_expect_eq(atomic_load(&n_made), 1, "it was made %d times", atomic_load(&n_made));
-    cr_assert_eq(spot_aside_begin(s, a, make_nothing, "two", &err), PL_OK);
-    cr_expect_eq(spot_aside_work(s, a, &err), PL_E_FORMAT);
-    cr_expect_not_null(strstr(err.msg, "nothing comes of 'two'"), "%s", err.msg);
-    pl_spot_free(s);
     spot_bed_close(&b);
 }

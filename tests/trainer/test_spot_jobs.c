@@ -1,8 +1,9 @@
 /* tests/trainer/test_spot_jobs.c - what threads make for sessions that end before it is there.
  *
- * Claims: nothing of the trainer changes while a thread makes its state; a state that is gone again
- * is made again; a checkpoint that came meanwhile is found; a damaged version is looked at once, so
- * the one before it is read to its end; weights are not taken for copied when the copy was stopped.
+ * Claims: what a piece of work that is stopped waited for is there in a later one, made once;
+ * nothing of the trainer changes while a thread makes its state; a state that is gone again is made
+ * again; a checkpoint that came meanwhile is found; a damaged version is looked at once, so the one
+ * before it is read to its end; weights are not taken for copied when the copy was stopped.
  */
 #include "tests/trainer/spot_bed.h"
 
@@ -26,7 +27,21 @@ static void state_path(const spot_bed *b, char path[128])
     snprintf(path, 128, "%s/state", b->drafter);
 }
 
-static _Atomic int is_let_go;
+static int stop_now(void *ctx)
+{
+    (void)ctx;
+    return 1;
+}
+
+/* Until it has an end, ten seconds at most. */
+static void wait_for_end(const spot_job *j)
+{
+    for (int i = 0; i < 10000 && !atomic_load(&j->is_done); i++)
+        (void)nanosleep(&rest, NULL);
+    cr_assert(atomic_load(&j->is_done), "a thread has no end");
+}
+
+static _Atomic int is_let_go, n_made;
 
 static pl_status make_when_let_go(spot_aside *a, pl_error *err)
 {
@@ -34,7 +49,48 @@ static pl_status make_when_let_go(spot_aside *a, pl_error *err)
     (void)err;
     while (!atomic_load(&is_let_go))
         (void)nanosleep(&rest, NULL);
+    atomic_fetch_add(&n_made, 1);
     return PL_OK;
+}
+
+static pl_status make_nothing(spot_aside *a, pl_error *err)
+{
+    return pl_fail(err, PL_E_FORMAT, "nothing comes of '%s'", a->path);
+}
+
+static void ask_to_stop(pl_spot *s, int is_asked)
+{
+    s->should_stop = is_asked ? stop_now : NULL;
+    s->is_stopped = 0;
+}
+
+Test(spot_jobs, what_a_stopped_piece_of_work_waited_for_is_there_in_a_later_one)
+{
+    pl_error err = {0};
+    spot_bed b;
+
+    spot_bed_open(&b);
+    pl_spot *s = spot_bed_spot(&b, NULL);
+    spot_aside *a = &s->reading;
+    cr_assert_eq(spot_aside_begin(s, a, make_when_let_go, "one", &err), PL_OK);
+    ask_to_stop(s, 1);
+    cr_expect_eq(spot_aside_work(s, a, &err), PL_E_STOPPED);
+    cr_assert(spot_aside_is(a, make_when_let_go, "one"));
+    cr_expect_not(spot_aside_is(a, make_when_let_go, "two"));
+    ask_to_stop(s, 1);
+    cr_expect_eq(spot_aside_work(s, a, &err), PL_E_STOPPED, "the thread is still at it");
+    ask_to_stop(s, 1);
+    cr_expect_eq(spot_aside_begin(s, a, make_nothing, "two", &err), PL_E_STOPPED);
+    cr_assert(spot_aside_is(a, make_when_let_go, "one"));
+    atomic_store(&is_let_go, 1);
+    ask_to_stop(s, 0);
+    cr_expect_eq(spot_aside_work(s, a, &err), PL_OK);
+    cr_expect_eq(atomic_load(&n_made), 1, "it was made %d times", atomic_load(&n_made));
+    cr_assert_eq(spot_aside_begin(s, a, make_nothing, "two", &err), PL_OK);
+    cr_expect_eq(spot_aside_work(s, a, &err), PL_E_FORMAT);
+    cr_expect_not_null(strstr(err.msg, "nothing comes of 'two'"), "%s", err.msg);
+    pl_spot_free(s);
+    spot_bed_close(&b);
 }
 
 Test(spot_jobs, nothing_changes_while_a_thread_makes_the_state)
@@ -49,9 +105,7 @@ Test(spot_jobs, nothing_changes_while_a_thread_makes_the_state)
     spot_bed_begin(&b, s, 1, 1);
     spot_bed_work(s, 1);
     cr_assert_eq(spot_aside_begin(s, &s->starting, make_when_let_go, "slow", &err), PL_OK);
-    s->should_stop = stop_at_second; /* as it was left in a session before */
-    int n = 1;
-    s->stop_ctx = &n;
+    ask_to_stop(s, 1); /* as it was left in a session before */
     cr_assert_eq(spot_aside_work(s, &s->starting, &err), PL_E_STOPPED);
     (void)spot_valid(&s->file, &before);
     spot_bed_begin(&b, s, 2, 1);
@@ -79,17 +133,17 @@ Test(spot_jobs, a_state_that_is_gone_again_is_made_again)
     state_path(&b, path);
     pl_spot *s = spot_bed_spot(&b, NULL);
     uint64_t session = 1;
-    for (int n = 0; n > -2000 && !s->starting.job.is_running; n--) {
-        int asked = n;
+    int n = 0;
+    while (session < 5000 && !s->starting.job.is_running) {
+        int asked = n--;
         spot_bed_begin(&b, s, session++, 1);
         if (pl_spot_work(s, stop_at_second, &asked, &p, &err) == PL_E_STOPPED && s->file.fd < 0)
             continue;
-        n = 1; /* the thread was faster than the stop: once more */
+        n = 0; /* the thread was faster than the stop: once more */
         (void)unlink(path);
     }
     cr_assert(s->starting.job.is_running, "it was never stopped while the state was made");
-    while (!atomic_load(&s->starting.job.is_done))
-        (void)nanosleep(&rest, NULL);
+    wait_for_end(&s->starting.job);
     cr_assert_eq(unlink(path), 0);
     spot_bed_begin(&b, s, session, 1);
     const pl_status st = pl_spot_work(s, NULL, NULL, &p, &err);
@@ -150,28 +204,18 @@ Test(spot_jobs, one_damaged_version_does_not_keep_the_one_before_from_being_read
     pl_status st = PL_E_STOPPED;
     for (int i = 0; i < 300 && st == PL_E_STOPPED; i++) {
         int n = 0; /* one look before the first wait is over: version 2's end, and then a stop */
+        ask_to_stop(s, 1);
         s->should_stop = stop_at_second;
         s->stop_ctx = &n;
-        s->is_stopped = 0;
         st = spot_versions_open(s, &err);
-        s->should_stop = NULL;
-        s->is_stopped = 0;
-        for (int k = 0; k < 100 && s->reading.job.is_running; k++) {
-            if (atomic_load(&s->reading.job.is_done))
-                break;
-            (void)nanosleep(&rest, NULL);
-        }
+        ask_to_stop(s, 0);
+        if (s->reading.job.is_running)
+            wait_for_end(&s->reading.job);
     }
     cr_expect_eq(st, PL_OK);
     cr_expect_eq(s->serving_version, 1);
     pl_spot_free(s);
     spot_bed_close(&b);
-}
-
-static int stop_now(void *ctx)
-{
-    (void)ctx;
-    return 1;
 }
 
 Test(spot_jobs, a_copy_that_is_stopped_is_none)
@@ -184,13 +228,12 @@ Test(spot_jobs, a_copy_that_is_stopped_is_none)
     pl_spot *s = spot_bed_spot(&b, NULL);
     spot_bed_begin(&b, s, 1, 1);
     spot_bed_work(s, 1);
-    s->should_stop = stop_now;
+    ask_to_stop(s, 1);
     cr_expect_eq(spot_copy_weights(s, s->e, pl_eagle_get_weights(s->e), &err), PL_E_STOPPED);
     s->seq = 0; /* as when another lead went on */
     cr_expect_eq(spot_sync(s, &err), PL_E_STOPPED);
     cr_expect_eq(s->seq, 0, "weights that were not copied are taken for those of the state");
-    s->should_stop = NULL;
-    s->is_stopped = 0;
+    ask_to_stop(s, 0);
     pl_spot_free(s);
     spot_bed_close(&b);
 }
